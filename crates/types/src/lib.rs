@@ -1,0 +1,24 @@
+//! The vocabulary that every part of pinfold shares: ids, names, units, specs, states, errors and
+//! the request and response types of the public API.
+//!
+//! There is no I/O here, no async runtime and no policy: what a type means is decided where it is
+//! used.
+
+pub mod api;
+pub mod doctor;
+pub mod error;
+pub mod exec;
+pub mod frame;
+pub mod id;
+pub mod name;
+pub mod spec;
+pub mod state;
+pub mod units;
+
+pub use error::{ApiErrorBody, ErrorChain, ErrorCode};
+pub use exec::{EventKind, ExecEvent, ExecExit, ExecSpec, OutputStream};
+pub use id::{ExecId, SandboxId};
+pub use name::SandboxName;
+pub use spec::{MountSpec, Resources, SandboxSpec};
+pub use state::SandboxState;
+pub use units::{ByteSize, MilliCpu};

@@ -1,0 +1,217 @@
+//! Quantities that carry their unit.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a quantity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {what}: {expected}")]
+pub struct QuantityError {
+    /// The refused text, cut to a printable length.
+    pub text: String,
+    /// What was wanted.
+    pub what: &'static str,
+    /// The accepted form, with an example.
+    pub expected: &'static str,
+}
+
+/// A number of bytes.
+///
+/// Parses `512`, `64k`, `256m`, `1.5g`, `2t` with an optional `b`, `i` or `ib` (all powers of 1024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    /// Makes a size from mebibytes.
+    pub const fn from_mib(mib: u64) -> Self {
+        Self(mib << 20)
+    }
+
+    /// Returns the whole mebibytes.
+    pub const fn mib(self) -> u64 {
+        self.0 >> 20
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, QuantityError> {
+        let error = || QuantityError {
+            text: text.chars().take(64).collect(),
+            what: "a size",
+            expected: "write a number with k, m, g or t, as in `256m` or `1.5g`",
+        };
+        let lower = text.trim().to_ascii_lowercase();
+        let split = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+        let (number, unit) = lower.split_at(split);
+        let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
+            "" if !unit.starts_with('i') => 0,
+            "k" => 10,
+            "m" => 20,
+            "g" => 30,
+            "t" => 40,
+            _ => return Err(error()),
+        };
+        let factor = 1u64 << shift;
+        if let Ok(whole) = number.parse::<u64>() {
+            return whole.checked_mul(factor).map(Self).ok_or_else(error);
+        }
+        let value: f64 = number.parse().map_err(|_| error())?;
+        #[expect(clippy::cast_precision_loss, reason = "a fraction of a size is approximate")]
+        let bytes = value * factor as f64;
+        if !bytes.is_finite() || !(0.0..9.0e18).contains(&bytes) {
+            return Err(error());
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range was checked above"
+        )]
+        Ok(Self(bytes as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        for (unit, shift) in units {
+            if self.0 >= 1 << shift {
+                let tenths = (u128::from(self.0) * 10) >> shift;
+                return if tenths % 10 == 0 {
+                    f.pad(&format!("{}{unit}", tenths / 10))
+                } else {
+                    f.pad(&format!("{}.{}{unit}", tenths / 10, tenths % 10))
+                };
+            }
+        }
+        f.pad(&format!("{}B", self.0))
+    }
+}
+
+/// Thousandths of a CPU. Parses `0.5`, `2` and `250m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MilliCpu(pub u32);
+
+impl FromStr for MilliCpu {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, QuantityError> {
+        let error = || QuantityError {
+            text: text.chars().take(64).collect(),
+            what: "a number of CPUs",
+            expected: "write CPUs as `0.5` or `2`, or thousandths as `250m`; at least 10m",
+        };
+        let milli = match text.trim().strip_suffix('m') {
+            Some(number) => number.parse::<u32>().map_err(|_| error())?,
+            None => {
+                let cpus: f64 = text.trim().parse().map_err(|_| error())?;
+                if !cpus.is_finite() || !(0.0..=4_000_000.0).contains(&cpus) {
+                    return Err(error());
+                }
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "the range was checked above"
+                )]
+                let milli = (cpus * 1000.0).round() as u32;
+                milli
+            }
+        };
+        // The kernel's smallest quota is 1 ms in a period of 100 ms.
+        if milli < 10 { Err(error()) } else { Ok(Self(milli)) }
+    }
+}
+
+impl fmt::Display for MilliCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 % 1000 == 0 {
+            f.pad(&format!("{}", self.0 / 1000))
+        } else {
+            f.pad(&format!("{}m", self.0))
+        }
+    }
+}
+
+/// Parses a duration such as `500ms`, `30`, `30s`, `15m`, `2h`, `1h30m` or `7d`; a bare number is seconds.
+///
+/// # Errors
+///
+/// Returns [`QuantityError`] naming the accepted form.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, QuantityError> {
+    let error = || QuantityError {
+        text: text.chars().take(64).collect(),
+        what: "a duration",
+        expected: "write `30s`, `15m`, `1h30m` or `7d`; a bare number is seconds",
+    };
+    let mut rest = text.trim();
+    if let Ok(seconds) = rest.parse::<u64>() {
+        return Ok(std::time::Duration::from_secs(seconds.min(u64::from(u32::MAX))));
+    }
+    let mut total_ms: u64 = 0;
+    while !rest.is_empty() {
+        let split = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
+        let (number, tail) = rest.split_at(split);
+        let number: u64 = number.parse().map_err(|_| error())?;
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, next) = tail.split_at(unit_end);
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(error()),
+        };
+        total_ms = number
+            .checked_mul(factor)
+            .and_then(|ms| total_ms.checked_add(ms))
+            .filter(|ms| *ms <= u64::from(u32::MAX) * 1000)
+            .ok_or_else(error)?;
+        rest = next;
+    }
+    if text.trim().is_empty() { Err(error()) } else { Ok(std::time::Duration::from_millis(total_ms)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_and_print() {
+        let cases = [("0", 0, "0B"), ("64k", 65_536, "64KiB"), ("256m", 268_435_456, "256MiB"),
+            ("256MiB", 268_435_456, "256MiB"), ("1.5g", 1_610_612_736, "1.5GiB"), ("2T", 2 << 40, "2TiB")];
+        for (text, bytes, shown) in cases {
+            let size = text.parse::<ByteSize>().unwrap();
+            assert_eq!((size.0, size.to_string().as_str()), (bytes, shown), "{text}");
+        }
+        for bad in ["", "m", "-1", "1x", "1.2.3g", "99999999999t", "nan", "1e3", "i"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_parse_and_print() {
+        for (text, milli, shown) in [("1", 1000, "1"), ("0.5", 500, "500m"), ("250m", 250, "250m")] {
+            let cpu = text.parse::<MilliCpu>().unwrap();
+            assert_eq!((cpu.0, cpu.to_string().as_str()), (milli, shown));
+        }
+        for bad in ["", "0", "-1", "x", "inf", "5m"] {
+            assert!(bad.parse::<MilliCpu>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_parse() {
+        for (text, ms) in [("500ms", 500), ("30", 30_000), ("15m", 900_000), ("1h30m", 5_400_000), ("7d", 604_800_000)] {
+            assert_eq!(parse_duration(text).unwrap().as_millis(), ms, "{text}");
+        }
+        for bad in ["", "m", "1x", "1h30", "-5s", "99999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}
