@@ -288,8 +288,10 @@ pub struct FileInfo {
 
 /// Writes a time in milliseconds since the Unix epoch as RFC 3339 in UTC.
 pub fn format_time_ms(time_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(time_ms)
-        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |time| time.to_string())
+    jiff::Timestamp::from_millisecond(time_ms).map_or_else(
+        |_| "1970-01-01T00:00:00Z".to_owned(),
+        |time| time.to_string(),
+    )
 }
 
 /// Returns the present time in milliseconds since the Unix epoch.

@@ -50,7 +50,11 @@ impl ExecSpec {
             });
         }
         let unusable = |reason| SpecError::Path {
-            path: self.command.first().map(|c| c.chars().take(64).collect()).unwrap_or_default(),
+            path: self
+                .command
+                .first()
+                .map(|c| c.chars().take(64).collect())
+                .unwrap_or_default(),
             reason,
         };
         if self.command.first().is_none_or(String::is_empty) {
@@ -265,7 +269,10 @@ mod tests {
         let event = ExecEvent {
             seq: 2,
             time_ms: 0,
-            kind: EventKind::Output { stream: OutputStream::Stdout, data: vec![0xff, 0, 1] },
+            kind: EventKind::Output {
+                stream: OutputStream::Stdout,
+                data: vec![0xff, 0, 1],
+            },
         };
         let message = EventMessage::new(&SandboxId::new(), &ExecId::new(), &event);
         assert_eq!(message.encoding.as_deref(), Some("base64"));
@@ -274,7 +281,12 @@ mod tests {
 
     #[test]
     fn shell_codes() {
-        let exit = |code, signal, timed_out| ExecExit { code, signal, timed_out, ..ExecExit::default() };
+        let exit = |code, signal, timed_out| ExecExit {
+            code,
+            signal,
+            timed_out,
+            ..ExecExit::default()
+        };
         assert_eq!(exit(Some(3), None, false).shell_code(), 3);
         assert_eq!(exit(None, Some(9), false).shell_code(), 137);
         assert_eq!(exit(None, Some(9), true).shell_code(), 124);

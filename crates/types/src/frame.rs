@@ -61,11 +61,18 @@ impl OutputFrame {
         let event = &self.0;
         let (kind, payload) = match &event.kind {
             EventKind::Start { pid } => (KIND_START, pid.to_be_bytes().to_vec()),
-            EventKind::Output { stream: OutputStream::Stdout, data } => (KIND_STDOUT, data.clone()),
-            EventKind::Output { stream: OutputStream::Stderr, data } => (KIND_STDERR, data.clone()),
-            EventKind::Exit(exit) => {
-                (KIND_EXIT, serde_json::to_vec(exit).unwrap_or_else(|_| b"{}".to_vec()))
-            }
+            EventKind::Output {
+                stream: OutputStream::Stdout,
+                data,
+            } => (KIND_STDOUT, data.clone()),
+            EventKind::Output {
+                stream: OutputStream::Stderr,
+                data,
+            } => (KIND_STDERR, data.clone()),
+            EventKind::Exit(exit) => (
+                KIND_EXIT,
+                serde_json::to_vec(exit).unwrap_or_else(|_| b"{}".to_vec()),
+            ),
             EventKind::Dropped { first_kept } => (KIND_DROPPED, first_kept.to_be_bytes().to_vec()),
         };
         let mut bytes = Vec::with_capacity(OUTPUT_HEADER_BYTES + payload.len());
@@ -84,24 +91,28 @@ impl OutputFrame {
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         let kind = bytes.first().copied().unwrap_or(0);
         let malformed = FrameError::Malformed { kind };
-        let (header, payload) =
-            bytes.split_at_checked(OUTPUT_HEADER_BYTES).ok_or_else(|| malformed.clone())?;
+        let (header, payload) = bytes
+            .split_at_checked(OUTPUT_HEADER_BYTES)
+            .ok_or_else(|| malformed.clone())?;
         if payload.len() > FRAME_BYTES_MAX {
             return Err(malformed);
         }
         let number = |at: usize| -> Option<[u8; 8]> { header.get(at..at + 8)?.try_into().ok() };
         let seq = u64::from_be_bytes(number(1).ok_or_else(|| malformed.clone())?);
         let time_ms = i64::from_be_bytes(number(9).ok_or_else(|| malformed.clone())?);
-        let output = |stream| EventKind::Output { stream, data: payload.to_vec() };
+        let output = |stream| EventKind::Output {
+            stream,
+            data: payload.to_vec(),
+        };
         let kind = match kind {
             KIND_START => EventKind::Start {
                 pid: i32::from_be_bytes(payload.try_into().map_err(|_| malformed)?),
             },
             KIND_STDOUT => output(OutputStream::Stdout),
             KIND_STDERR => output(OutputStream::Stderr),
-            KIND_EXIT => EventKind::Exit(
-                serde_json::from_slice::<ExecExit>(payload).map_err(|_| malformed)?,
-            ),
+            KIND_EXIT => {
+                EventKind::Exit(serde_json::from_slice::<ExecExit>(payload).map_err(|_| malformed)?)
+            }
             KIND_DROPPED => EventKind::Dropped {
                 first_kept: u64::from_be_bytes(payload.try_into().map_err(|_| malformed)?),
             },
@@ -117,9 +128,12 @@ impl InputFrame {
         match self {
             Self::Data(data) => [&[KIND_DATA], data.as_slice()].concat(),
             Self::End => vec![KIND_END],
-            Self::Resize(size) => {
-                [&[KIND_RESIZE][..], &size.columns.to_be_bytes(), &size.rows.to_be_bytes()].concat()
-            }
+            Self::Resize(size) => [
+                &[KIND_RESIZE][..],
+                &size.columns.to_be_bytes(),
+                &size.rows.to_be_bytes(),
+            ]
+            .concat(),
             Self::Signal(signal) => [&[KIND_SIGNAL][..], &signal.to_be_bytes()].concat(),
         }
     }
@@ -130,7 +144,9 @@ impl InputFrame {
     ///
     /// Returns [`FrameError`] on anything that [`InputFrame::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
-        let (kind, payload) = bytes.split_first().ok_or(FrameError::Malformed { kind: 0 })?;
+        let (kind, payload) = bytes
+            .split_first()
+            .ok_or(FrameError::Malformed { kind: 0 })?;
         let malformed = || FrameError::Malformed { kind: *kind };
         match (*kind, payload) {
             (KIND_DATA, data) if data.len() <= FRAME_BYTES_MAX => Ok(Self::Data(data.to_vec())),
@@ -157,16 +173,34 @@ mod tests {
     fn frames_round_trip() {
         let kinds = [
             EventKind::Start { pid: 7 },
-            EventKind::Output { stream: OutputStream::Stderr, data: vec![0, 255] },
-            EventKind::Exit(ExecExit { code: Some(3), ..ExecExit::default() }),
+            EventKind::Output {
+                stream: OutputStream::Stderr,
+                data: vec![0, 255],
+            },
+            EventKind::Exit(ExecExit {
+                code: Some(3),
+                ..ExecExit::default()
+            }),
             EventKind::Dropped { first_kept: 9 },
         ];
         for kind in kinds {
-            let frame = OutputFrame(ExecEvent { seq: 5, time_ms: -1, kind });
+            let frame = OutputFrame(ExecEvent {
+                seq: 5,
+                time_ms: -1,
+                kind,
+            });
             assert_eq!(OutputFrame::decode(&frame.encode()), Ok(frame));
         }
-        let size = TerminalSize { columns: 80, rows: 24 };
-        for frame in [InputFrame::Data(vec![1]), InputFrame::End, InputFrame::Resize(size), InputFrame::Signal(2)] {
+        let size = TerminalSize {
+            columns: 80,
+            rows: 24,
+        };
+        for frame in [
+            InputFrame::Data(vec![1]),
+            InputFrame::End,
+            InputFrame::Resize(size),
+            InputFrame::Signal(2),
+        ] {
             assert_eq!(InputFrame::decode(&frame.encode()), Ok(frame));
         }
     }
@@ -176,7 +210,10 @@ mod tests {
         for kind in 0..=255u8 {
             for length in 0..40 {
                 let bytes = vec![kind; length];
-                let read = (OutputFrame::decode(&bytes).is_ok(), InputFrame::decode(&bytes).is_ok());
+                let read = (
+                    OutputFrame::decode(&bytes).is_ok(),
+                    InputFrame::decode(&bytes).is_ok(),
+                );
                 assert!(!(read.0 && read.1), "kind {kind} means two things");
             }
         }

@@ -31,11 +31,16 @@ pub fn looks_like_id(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() == ID_LENGTH
         && bytes.first().is_some_and(u8::is_ascii_lowercase)
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
 fn generate(kind: char) -> String {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
     let mut random = [0u8; ID_LENGTH - 1 - TIME_LENGTH];
     getrandom::fill(&mut random).expect("the kernel's random source is always there after boot");
     let mut text = String::with_capacity(ID_LENGTH);
@@ -136,7 +141,13 @@ mod tests {
 
     #[test]
     fn malformed_ids_are_refused() {
-        for text in ["", "s", "S0000000000000000000", "00000000000000000000", "s000000000000000000é"] {
+        for text in [
+            "",
+            "s",
+            "S0000000000000000000",
+            "00000000000000000000",
+            "s000000000000000000é",
+        ] {
             assert!(text.parse::<SandboxId>().is_err(), "{text}");
         }
     }

@@ -43,13 +43,23 @@ impl SandboxName {
     /// The prefix is reduced to what a name may hold; an unusable one is left out.
     pub fn generate(prefix: &str) -> Self {
         let mut random = [0u8; 2];
-        getrandom::fill(&mut random).expect("the kernel's random source is always there after boot");
+        getrandom::fill(&mut random)
+            .expect("the kernel's random source is always there after boot");
         let word = |list: &'static [&'static str], byte: u8| {
-            list.get(usize::from(byte) % list.len()).copied().unwrap_or("quiet")
+            list.get(usize::from(byte) % list.len())
+                .copied()
+                .unwrap_or("quiet")
         };
-        let tail = format!("{}-{}", word(ADJECTIVES, random[0]), word(ANIMALS, random[1]));
-        let head: String =
-            prefix.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit()).take(16).collect();
+        let tail = format!(
+            "{}-{}",
+            word(ADJECTIVES, random[0]),
+            word(ANIMALS, random[1])
+        );
+        let head: String = prefix
+            .chars()
+            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+            .take(16)
+            .collect();
         let text = if head.starts_with(|c: char| c.is_ascii_lowercase()) {
             format!("{head}-{tail}")
         } else {
@@ -85,10 +95,14 @@ impl FromStr for SandboxName {
             && bytes.last().is_some_and(|b| *b != b'-')
             && bytes.iter().all(inner);
         if !good {
-            return Err(NameError::Pattern { text: text.chars().take(64).collect() });
+            return Err(NameError::Pattern {
+                text: text.chars().take(64).collect(),
+            });
         }
         if looks_like_id(text) {
-            return Err(NameError::LooksLikeId { text: text.to_owned() });
+            return Err(NameError::LooksLikeId {
+                text: text.to_owned(),
+            });
         }
         Ok(Self(text.to_owned()))
     }
@@ -116,21 +130,21 @@ impl From<SandboxName> for String {
 
 const ADJECTIVES: &[&str] = &[
     "able", "amber", "bold", "brave", "brisk", "calm", "clear", "clever", "cosy", "crisp", "deft",
-    "early", "eager", "fair", "fleet", "fond", "fresh", "gentle", "glad", "golden", "grand", "green",
-    "happy", "hardy", "honest", "humble", "jolly", "keen", "kind", "light", "lively", "lucky",
-    "mellow", "merry", "mild", "neat", "nimble", "noble", "placid", "plain", "polite", "proud",
-    "quick", "quiet", "rapid", "ready", "royal", "rustic", "serene", "sharp", "silent", "silver",
-    "smart", "snug", "sober", "steady", "still", "sturdy", "sunny", "swift", "tidy", "warm", "wise",
-    "young",
+    "early", "eager", "fair", "fleet", "fond", "fresh", "gentle", "glad", "golden", "grand",
+    "green", "happy", "hardy", "honest", "humble", "jolly", "keen", "kind", "light", "lively",
+    "lucky", "mellow", "merry", "mild", "neat", "nimble", "noble", "placid", "plain", "polite",
+    "proud", "quick", "quiet", "rapid", "ready", "royal", "rustic", "serene", "sharp", "silent",
+    "silver", "smart", "snug", "sober", "steady", "still", "sturdy", "sunny", "swift", "tidy",
+    "warm", "wise", "young",
 ];
 
 const ANIMALS: &[&str] = &[
     "badger", "beaver", "bison", "calf", "camel", "cat", "colt", "crane", "crow", "deer", "dove",
     "duck", "eagle", "egret", "elk", "ermine", "ewe", "falcon", "ferret", "finch", "foal", "fox",
-    "gecko", "goat", "goose", "hare", "hawk", "hen", "heron", "horse", "ibex", "kid", "koala", "lamb",
-    "lark", "lemur", "lion", "llama", "lynx", "mare", "marten", "mole", "moose", "mouse", "mule",
-    "newt", "otter", "owl", "ox", "panda", "pony", "puffin", "quail", "ram", "raven", "robin", "seal",
-    "sheep", "stoat", "swan", "tapir", "toad", "vole", "wren",
+    "gecko", "goat", "goose", "hare", "hawk", "hen", "heron", "horse", "ibex", "kid", "koala",
+    "lamb", "lark", "lemur", "lion", "llama", "lynx", "mare", "marten", "mole", "moose", "mouse",
+    "mule", "newt", "otter", "owl", "ox", "panda", "pony", "puffin", "quail", "ram", "raven",
+    "robin", "seal", "sheep", "stoat", "swan", "tapir", "toad", "vole", "wren",
 ];
 
 #[cfg(test)]
@@ -144,7 +158,18 @@ mod tests {
             assert!(good.parse::<SandboxName>().is_ok(), "{good}");
         }
         let too_long = "a".repeat(NAME_LENGTH_MAX + 1);
-        for bad in ["", "-a", "a-", "1a", "A", "a_b", "ü", "a b", "../x", too_long.as_str()] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "1a",
+            "A",
+            "a_b",
+            "ü",
+            "a b",
+            "../x",
+            too_long.as_str(),
+        ] {
             assert!(bad.parse::<SandboxName>().is_err(), "{bad}");
         }
     }
@@ -152,7 +177,10 @@ mod tests {
     #[test]
     fn a_name_never_looks_like_an_id() {
         let id = crate::SandboxId::new();
-        assert!(matches!(id.as_str().parse::<SandboxName>(), Err(NameError::LooksLikeId { .. })));
+        assert!(matches!(
+            id.as_str().parse::<SandboxName>(),
+            Err(NameError::LooksLikeId { .. })
+        ));
     }
 
     #[test]

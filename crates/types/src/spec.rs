@@ -145,7 +145,10 @@ impl FromStr for MountSpec {
 
     /// Parses `SOURCE:TARGET[:ro|:rw]`; the source may still be relative, the target may not.
     fn from_str(text: &str) -> Result<Self, MountError> {
-        let error = |reason| MountError { text: text.chars().take(256).collect(), reason };
+        let error = |reason| MountError {
+            text: text.chars().take(256).collect(),
+            reason,
+        };
         let parts: Vec<&str> = text.split(':').collect();
         let (source, target, mode) = match parts.as_slice() {
             [source, target] => (*source, *target, "ro"),
@@ -164,7 +167,11 @@ impl FromStr for MountSpec {
         if target.trim_matches('/').is_empty() {
             return Err(error("the target is the root directory"));
         }
-        Ok(Self { source: source.to_owned(), target: target.to_owned(), writable })
+        Ok(Self {
+            source: source.to_owned(),
+            target: target.to_owned(),
+            writable,
+        })
     }
 }
 
@@ -289,7 +296,11 @@ impl Language {
             Self::Ruby => &["ruby"],
             Self::Golang => &["go", "run"],
         };
-        words.iter().map(|word| (*word).to_owned()).chain([file.to_owned()]).collect()
+        words
+            .iter()
+            .map(|word| (*word).to_owned())
+            .chain([file.to_owned()])
+            .collect()
     }
 
     /// Returns a command that greets the world.
@@ -443,7 +454,10 @@ impl SandboxSpec {
         for mount in &self.mounts {
             check_guest_path(&mount.target).map_err(|reason| path_error(&mount.target, reason))?;
             if !mount.source.starts_with('/') || mount.source.contains('\0') {
-                return Err(path_error(&mount.source, "the path on the host is not absolute"));
+                return Err(path_error(
+                    &mount.source,
+                    "the path on the host is not absolute",
+                ));
             }
         }
         if let Some(workdir) = &self.workdir {
@@ -502,7 +516,16 @@ mod tests {
     fn mounts_parse() {
         let mount: MountSpec = "/data:/in:rw".parse().unwrap();
         assert_eq!((mount.target.as_str(), mount.writable), ("/in", true));
-        for bad in ["", "/a", "/a:b", "/a:/", "/a:/b:xx", ":/b", "/a:/../b", "/a:/b:rw:z"] {
+        for bad in [
+            "",
+            "/a",
+            "/a:b",
+            "/a:/",
+            "/a:/b:xx",
+            ":/b",
+            "/a:/../b",
+            "/a:/b:rw:z",
+        ] {
             assert!(bad.parse::<MountSpec>().is_err(), "{bad}");
         }
     }
@@ -516,6 +539,9 @@ mod tests {
     #[test]
     fn a_huge_environment_is_refused() {
         let env = BTreeMap::from([("A".to_owned(), "x".repeat(10 << 20))]);
-        assert!(matches!(check_environment(&env), Err(SpecError::TooLarge { .. })));
+        assert!(matches!(
+            check_environment(&env),
+            Err(SpecError::TooLarge { .. })
+        ));
     }
 }

@@ -104,7 +104,9 @@ impl FromStr for SandboxState {
         Self::ALL
             .into_iter()
             .find(|state| state.as_str() == text)
-            .ok_or_else(|| StateError { text: text.chars().take(64).collect() })
+            .ok_or_else(|| StateError {
+                text: text.chars().take(64).collect(),
+            })
     }
 }
 
@@ -116,7 +118,10 @@ mod tests {
     fn nothing_leaves_removing_and_everything_else_may_fail() {
         for state in SandboxState::ALL {
             assert!(!SandboxState::Removing.may_become(state));
-            assert_eq!(state.may_become(SandboxState::Failed), state != SandboxState::Removing);
+            assert_eq!(
+                state.may_become(SandboxState::Failed),
+                state != SandboxState::Removing
+            );
             assert_eq!(state.as_str().parse::<SandboxState>(), Ok(state));
         }
         assert!(!SandboxState::Stopped.may_become(SandboxState::Running));

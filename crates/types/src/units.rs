@@ -46,7 +46,9 @@ impl FromStr for ByteSize {
             expected: "write a number with k, m, g or t, as in `256m` or `1.5g`",
         };
         let lower = text.trim().to_ascii_lowercase();
-        let split = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+        let split = lower
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(lower.len());
         let (number, unit) = lower.split_at(split);
         let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
             "" if !unit.starts_with('i') => 0,
@@ -61,7 +63,10 @@ impl FromStr for ByteSize {
             return whole.checked_mul(factor).map(Self).ok_or_else(error);
         }
         let value: f64 = number.parse().map_err(|_| error())?;
-        #[expect(clippy::cast_precision_loss, reason = "a fraction of a size is approximate")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a fraction of a size is approximate"
+        )]
         let bytes = value * factor as f64;
         if !bytes.is_finite() || !(0.0..9.0e18).contains(&bytes) {
             return Err(error());
@@ -123,7 +128,11 @@ impl FromStr for MilliCpu {
             }
         };
         // The kernel's smallest quota is 1 ms in a period of 100 ms.
-        if milli < 10 { Err(error()) } else { Ok(Self(milli)) }
+        if milli < 10 {
+            Err(error())
+        } else {
+            Ok(Self(milli))
+        }
     }
 }
 
@@ -150,14 +159,18 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, QuantityError> 
     };
     let mut rest = text.trim();
     if let Ok(seconds) = rest.parse::<u64>() {
-        return Ok(std::time::Duration::from_secs(seconds.min(u64::from(u32::MAX))));
+        return Ok(std::time::Duration::from_secs(
+            seconds.min(u64::from(u32::MAX)),
+        ));
     }
     let mut total_ms: u64 = 0;
     while !rest.is_empty() {
         let split = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
         let (number, tail) = rest.split_at(split);
         let number: u64 = number.parse().map_err(|_| error())?;
-        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, next) = tail.split_at(unit_end);
         let factor = match unit {
             "ms" => 1,
@@ -174,7 +187,11 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, QuantityError> 
             .ok_or_else(error)?;
         rest = next;
     }
-    if text.trim().is_empty() { Err(error()) } else { Ok(std::time::Duration::from_millis(total_ms)) }
+    if text.trim().is_empty() {
+        Err(error())
+    } else {
+        Ok(std::time::Duration::from_millis(total_ms))
+    }
 }
 
 #[cfg(test)]
@@ -183,20 +200,44 @@ mod tests {
 
     #[test]
     fn sizes_parse_and_print() {
-        let cases = [("0", 0, "0B"), ("64k", 65_536, "64KiB"), ("256m", 268_435_456, "256MiB"),
-            ("256MiB", 268_435_456, "256MiB"), ("1.5g", 1_610_612_736, "1.5GiB"), ("2T", 2 << 40, "2TiB")];
+        let cases = [
+            ("0", 0, "0B"),
+            ("64k", 65_536, "64KiB"),
+            ("256m", 268_435_456, "256MiB"),
+            ("256MiB", 268_435_456, "256MiB"),
+            ("1.5g", 1_610_612_736, "1.5GiB"),
+            ("2T", 2 << 40, "2TiB"),
+        ];
         for (text, bytes, shown) in cases {
             let size = text.parse::<ByteSize>().unwrap();
-            assert_eq!((size.0, size.to_string().as_str()), (bytes, shown), "{text}");
+            assert_eq!(
+                (size.0, size.to_string().as_str()),
+                (bytes, shown),
+                "{text}"
+            );
         }
-        for bad in ["", "m", "-1", "1x", "1.2.3g", "99999999999t", "nan", "1e3", "i"] {
+        for bad in [
+            "",
+            "m",
+            "-1",
+            "1x",
+            "1.2.3g",
+            "99999999999t",
+            "nan",
+            "1e3",
+            "i",
+        ] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn cpus_parse_and_print() {
-        for (text, milli, shown) in [("1", 1000, "1"), ("0.5", 500, "500m"), ("250m", 250, "250m")] {
+        for (text, milli, shown) in [
+            ("1", 1000, "1"),
+            ("0.5", 500, "500m"),
+            ("250m", 250, "250m"),
+        ] {
             let cpu = text.parse::<MilliCpu>().unwrap();
             assert_eq!((cpu.0, cpu.to_string().as_str()), (milli, shown));
         }
@@ -207,7 +248,13 @@ mod tests {
 
     #[test]
     fn durations_parse() {
-        for (text, ms) in [("500ms", 500), ("30", 30_000), ("15m", 900_000), ("1h30m", 5_400_000), ("7d", 604_800_000)] {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("30", 30_000),
+            ("15m", 900_000),
+            ("1h30m", 5_400_000),
+            ("7d", 604_800_000),
+        ] {
             assert_eq!(parse_duration(text).unwrap().as_millis(), ms, "{text}");
         }
         for bad in ["", "m", "1x", "1h30", "-5s", "99999999999999d"] {
