@@ -6,5 +6,18 @@
 pub mod beneath;
 pub mod capability;
 pub mod cgroup;
+pub mod identity;
+pub mod mount;
 pub mod seccomp;
 pub mod spawn;
+
+/// Returns whether this test run may make namespaces and mounts; in CI it must.
+#[cfg(test)]
+fn capability_to_test() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "these tests need root, and CI skips none");
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}

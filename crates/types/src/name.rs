@@ -41,6 +41,10 @@ impl SandboxName {
     /// Makes a name like `python-quiet-otter` from a prefix (a language or an image's last word).
     ///
     /// The prefix is reduced to what a name may hold; an unusable one is left out.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the kernel has no random numbers, which cannot happen after boot.
     pub fn generate(prefix: &str) -> Self {
         let mut random = [0u8; 2];
         getrandom::fill(&mut random)

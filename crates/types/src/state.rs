@@ -47,8 +47,8 @@ impl SandboxState {
         };
         match (self, next) {
             (Removing, _) => false,
-            (_, Failed | Removing) => true,
-            (Creating | Starting | Paused, Running)
+            (_, Failed | Removing)
+            | (Creating | Starting | Paused, Running)
             | (Running, Paused)
             | (Running | Paused | Failed, Stopping)
             | (Stopping, Stopped)

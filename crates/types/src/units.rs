@@ -111,21 +111,20 @@ impl FromStr for MilliCpu {
             what: "a number of CPUs",
             expected: "write CPUs as `0.5` or `2`, or thousandths as `250m`; at least 10m",
         };
-        let milli = match text.trim().strip_suffix('m') {
-            Some(number) => number.parse::<u32>().map_err(|_| error())?,
-            None => {
-                let cpus: f64 = text.trim().parse().map_err(|_| error())?;
-                if !cpus.is_finite() || !(0.0..=4_000_000.0).contains(&cpus) {
-                    return Err(error());
-                }
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "the range was checked above"
-                )]
-                let milli = (cpus * 1000.0).round() as u32;
-                milli
+        let milli = if let Some(number) = text.trim().strip_suffix('m') {
+            number.parse::<u32>().map_err(|_| error())?
+        } else {
+            let cpus: f64 = text.trim().parse().map_err(|_| error())?;
+            if !cpus.is_finite() || !(0.0..=4_000_000.0).contains(&cpus) {
+                return Err(error());
             }
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "the range was checked above"
+            )]
+            let milli = (cpus * 1000.0).round() as u32;
+            milli
         };
         // The kernel's smallest quota is 1 ms in a period of 100 ms.
         if milli < 10 {
@@ -138,7 +137,7 @@ impl FromStr for MilliCpu {
 
 impl fmt::Display for MilliCpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 % 1000 == 0 {
+        if self.0.is_multiple_of(1000) {
             f.pad(&format!("{}", self.0 / 1000))
         } else {
             f.pad(&format!("{}m", self.0))

@@ -1,0 +1,298 @@
+//! Detached mounts: mapped to a sandbox's ids, stacked, and attached only when complete.
+//!
+//! A detached mount is a descriptor; it belongs to no path, cannot be seen by anyone else and is
+//! gone when the descriptor is closed, so an error half-way leaves nothing.
+
+#![expect(unsafe_code, reason = "mount_setattr and setfsuid have no safe form")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use crate::identity::{IdRange, NamespacePair};
+
+/// Most read-only layers of one root filesystem; the kernel takes 500.
+pub const LAYERS_MAX: usize = 128;
+
+/// Why a mount could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// A step on one path failed; nothing is left of it.
+    #[error("failed to {step} `{path}`")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// More layers than can be stacked.
+    #[error("{count} layers are more than the limit of {LAYERS_MAX}")]
+    TooManyLayers {
+        /// How many were given.
+        count: usize,
+    },
+    /// The thread that makes the stack ended without an answer.
+    #[error("the thread that stacks the layers ended early")]
+    ThreadEnded,
+}
+
+/// What a root filesystem is stacked from.
+#[derive(Debug, Clone)]
+pub struct Stack<'a> {
+    /// Read-only layers, the topmost first.
+    pub layers: &'a [PathBuf],
+    /// Directory that holds the private directories `upper` and `work`.
+    pub private: &'a Path,
+    /// Whether writes must reach the disk.
+    pub durability: Durability,
+}
+
+/// Whether the files of a stack outlive it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// They do; the stack can be made again over the same private directory.
+    Durable,
+    /// They do not: `fsync` does nothing and the stack cannot be made again.
+    Volatile,
+}
+
+/// Clones the mount at a path, so that the ids on its disk appear as those of a sandbox.
+///
+/// # Errors
+///
+/// Returns [`MountError`]; among others for a filesystem that cannot be mapped.
+pub fn clone_mapped(path: &Path, pair: &NamespacePair) -> Result<OwnedFd, MountError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, path, flags)
+        .map_err(|source| step("clone the mount at", path, source.into()))?;
+    map_ids(mount.as_fd(), pair).map_err(|source| step("map the ids of", path, source))?;
+    Ok(mount)
+}
+
+/// Stacks read-only layers beneath a private directory and answers the detached mount of it.
+///
+/// Blocks; runs on a thread of its own because the kernel remembers the ids of the maker, and
+/// those must be the sandbox's: made with the host's root, the stack would be read-only.
+///
+/// # Errors
+///
+/// Returns [`MountError`] and leaves no mount.
+pub fn stack(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, MountError> {
+    if stack.layers.len() > LAYERS_MAX {
+        return Err(MountError::TooManyLayers {
+            count: stack.layers.len(),
+        });
+    }
+    std::thread::scope(|scope| {
+        let maker = scope.spawn(|| {
+            become_owner_of(pair.range())
+                .map_err(|source| step("take the ids for", stack.private, source))?;
+            stack_as_owner(stack, pair)
+        });
+        maker.join().map_err(|_| MountError::ThreadEnded)?
+    })
+}
+
+fn stack_as_owner(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, MountError> {
+    let failed = |what: &'static str| {
+        move |source: rustix::io::Errno| step(what, stack.private, source.into())
+    };
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("prepare"))?;
+    // A detached mount is dissolved with its descriptor, so each is kept until the stack exists.
+    let mut kept = Vec::with_capacity(stack.layers.len());
+    for layer in stack.layers {
+        let mount = clone_mapped(layer, pair)?;
+        fsconfig_set_fd(context.as_fd(), "lowerdir+", mount.as_fd())
+            .map_err(|source| step("add the layer", layer, source.into()))?;
+        kept.push(mount);
+    }
+    let private = clone_mapped(stack.private, pair)?;
+    for (key, name) in [("upperdir", "upper"), ("workdir", "work")] {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(&private, name, flags, Mode::empty())
+            .map_err(failed("open upper and work in"))?;
+        fsconfig_set_fd(context.as_fd(), key, directory.as_fd())
+            .map_err(failed("use upper and work in"))?;
+    }
+    // Without it, renaming a directory of a lower layer answers EXDEV.
+    fsconfig_set_string(context.as_fd(), "redirect_dir", "on").map_err(failed("configure"))?;
+    if stack.durability == Durability::Volatile {
+        fsconfig_set_flag(context.as_fd(), "volatile").map_err(failed("make volatile"))?;
+    }
+    fsconfig_create(context.as_fd()).map_err(failed("stack layers over"))?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NODEV,
+    )
+    .map_err(failed("mount the stack over"))
+}
+
+fn step(step: &'static str, path: &Path, source: io::Error) -> MountError {
+    MountError::Step {
+        step,
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+/// Takes a range's root as the calling thread's filesystem ids, and keeps its capabilities.
+fn become_owner_of(range: IdRange) -> io::Result<()> {
+    // SAFETY: a plain call; the ids are those of the calling thread alone.
+    unsafe { libc::setfsgid(range.base) };
+    // SAFETY: as above.
+    unsafe { libc::setfsuid(range.base) };
+    // Leaving uid 0 took the capabilities over files from the effective set.
+    let held = capabilities(None)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held.permitted,
+            ..held
+        },
+    )?;
+    let files = CapabilitySet::DAC_OVERRIDE | CapabilitySet::SYS_ADMIN;
+    if held.permitted.contains(files) {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
+    }
+}
+
+/// Maps the ids of a detached mount by a pair's user namespace.
+fn map_ids(mount: BorrowedFd<'_>, pair: &NamespacePair) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(pair.user().as_raw_fd().unsigned_abs()),
+    };
+    // SAFETY: the attributes outlive the call, their size is passed, and the path is a string that
+    // ends in zero; the kernel only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{AtFlags, mkdirat, renameat, statat};
+    use std::os::unix::fs::MetadataExt as _;
+
+    fn read(from: &OwnedFd, path: &str) -> io::Result<String> {
+        let file = openat(from, path, OFlags::RDONLY, Mode::empty())?;
+        io::read_to_string(std::fs::File::from(file))
+    }
+
+    struct Yard {
+        directory: tempfile::TempDir,
+        pair: NamespacePair,
+    }
+
+    impl Yard {
+        fn new(base: u32) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            for name in ["lower/tree", "private/upper", "private/work"] {
+                std::fs::create_dir_all(directory.path().join(name)).unwrap();
+            }
+            std::fs::write(directory.path().join("lower/tree/file"), "image").unwrap();
+            Self {
+                directory,
+                pair: NamespacePair::make(IdRange { base }).unwrap(),
+            }
+        }
+
+        fn stack(&self) -> Result<OwnedFd, MountError> {
+            let private = self.directory.path().join("private");
+            let layers = [self.directory.path().join("lower")];
+            let durability = Durability::Durable;
+            stack(
+                &Stack {
+                    layers: &layers,
+                    private: &private,
+                    durability,
+                },
+                &self.pair,
+            )
+        }
+    }
+
+    #[test]
+    fn a_stack_shows_the_range_inside_and_the_images_ids_on_disk() {
+        if !crate::capability_to_test() {
+            return;
+        }
+        let yard = Yard::new(500_000);
+        let root = yard.stack().unwrap();
+        let seen = statat(&root, "tree/file", AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        assert_eq!((seen.st_uid, seen.st_gid), (500_000, 500_000));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                become_owner_of(yard.pair.range()).unwrap();
+                let flags = OFlags::WRONLY | OFlags::CREATE;
+                openat(&root, "new", flags, Mode::from_raw_mode(0o600)).unwrap();
+            });
+        });
+        let on_disk = yard
+            .directory
+            .path()
+            .join("private/upper/new")
+            .metadata()
+            .unwrap();
+        assert_eq!((on_disk.uid(), on_disk.gid()), (0, 0));
+    }
+
+    #[test]
+    fn a_directory_of_a_layer_is_renamed_and_the_layer_keeps_its_own() {
+        if !crate::capability_to_test() {
+            return;
+        }
+        let yard = Yard::new(600_000);
+        let root = yard.stack().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                become_owner_of(yard.pair.range()).unwrap();
+                renameat(&root, "tree", &root, "moved").unwrap();
+                mkdirat(&root, "tree", Mode::from_raw_mode(0o755)).unwrap();
+            });
+        });
+        assert_eq!(read(&root, "moved/file").unwrap(), "image");
+        assert!(read(&root, "tree/file").is_err());
+        let below = yard.directory.path().join("lower/tree/file");
+        assert_eq!(std::fs::read_to_string(below).unwrap(), "image");
+    }
+
+    #[test]
+    fn a_missing_layer_is_named() {
+        if !crate::capability_to_test() {
+            return;
+        }
+        let yard = Yard::new(700_000);
+        std::fs::remove_dir_all(yard.directory.path().join("lower")).unwrap();
+        let error = yard.stack().unwrap_err();
+        assert!(error.to_string().contains("lower"), "{error}");
+    }
+}
