@@ -15,7 +15,10 @@ pub mod spawn;
 #[cfg(test)]
 fn capability_to_test() -> bool {
     let root = rustix::process::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "these tests need root, and CI skips none");
+    assert!(
+        root || std::env::var_os("CI").is_none(),
+        "these tests need root, and CI skips none"
+    );
     if !root {
         eprintln!("skipped: needs root");
     }
