@@ -6,7 +6,7 @@ mod setup;
 mod tidy;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
@@ -37,9 +37,27 @@ enum Task {
     Docs,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place where a task says why it failed"
+)]
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+fn perform(task: Task) -> Result<()> {
     let root = repository_root()?;
-    match Arguments::parse().task {
+    match task {
         Task::Setup => setup::install_missing(),
         Task::Test => test(&root),
         Task::Lint => lint(&root),
@@ -55,7 +73,22 @@ fn test(root: &Path) -> Result<()> {
     deps::check(root)?;
     tidy::check(root)?;
     codegen::check(root)?;
-    cargo(root, &["test", "--workspace", "--all-features", "--locked"])
+    cargo(
+        root,
+        &["test", "--workspace", "--all-features", "--locked", "--doc"],
+    )?;
+    cargo(
+        root,
+        &[
+            "test",
+            "--workspace",
+            "--all-features",
+            "--locked",
+            "--lib",
+            "--bins",
+            "--tests",
+        ],
+    )
 }
 
 fn lint(root: &Path) -> Result<()> {
