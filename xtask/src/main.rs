@@ -19,7 +19,7 @@ struct Arguments {
     task: Task,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Copy, Subcommand)]
 enum Task {
     /// Install what the tests need (Debian or Ubuntu, asks for root only when something is missing)
     Setup,
