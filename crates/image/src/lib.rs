@@ -1,1 +1,5 @@
-//! (being written)
+//! Images of root file systems.
+
+mod reference;
+
+pub use reference::{ImageRef, ImageRefError};
