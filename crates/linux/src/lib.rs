@@ -4,12 +4,8 @@
 //! runtime here and nothing that knows what a sandbox is for.
 
 pub mod beneath;
-pub mod capability;
-pub mod cgroup;
 pub mod identity;
 pub mod mount;
-pub mod seccomp;
-pub mod spawn;
 
 /// Returns whether this test run may make namespaces and mounts; in CI it must.
 #[cfg(test)]
