@@ -51,12 +51,15 @@ impl Beneath {
         root.map(|root| Self { root }).map_err(failed("open", path))
     }
 
-    /// Opens what exists at `path`, never following a link.
+    /// Opens what exists at `path`, never following a link and never waiting.
+    ///
+    /// Always non-blocking: where a FIFO stands in for a file, a plain open would wait for ever for
+    /// its other end. For a regular file the flag has no effect.
     ///
     /// # Errors
     /// Fails if nothing is there, or the path crosses a link or leaves the directory.
     pub fn open_file(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, BeneathError> {
-        let flags = flags.difference(OFlags::CREATE) | OFlags::NOFOLLOW;
+        let flags = flags.difference(OFlags::CREATE) | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         resolve(self.root.as_fd(), path, flags).map_err(failed("open", path))
     }
 
@@ -146,6 +149,9 @@ impl Beneath {
     }
 
     /// Removes an entry and everything in it, never following a link.
+    ///
+    /// Nothing may write beneath it meanwhile: entries added as fast as they are removed would keep
+    /// it busy.
     ///
     /// # Errors
     /// Fails if nothing is there, or the path crosses a link or leaves the directory.
@@ -370,5 +376,18 @@ mod tests {
         beneath.mkdir(Path::new("t/closed"), Mode::empty()).unwrap();
         beneath.remove_all(Path::new("t")).unwrap();
         assert!(beneath.stat(Path::new("t")).is_err());
+    }
+
+    #[test]
+    fn a_fifo_in_place_of_a_file_does_not_make_the_caller_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let beneath = Beneath::open(directory.path()).unwrap();
+        beneath
+            .mkfifo(Path::new("file"), Mode::from_raw_mode(0o600))
+            .unwrap();
+        let file = beneath
+            .open_file(Path::new("file"), OFlags::RDONLY)
+            .unwrap();
+        assert_eq!(rustix::io::read(&file, &mut [0u8; 1]), Ok(0));
     }
 }
