@@ -24,18 +24,6 @@ const TOOLS: &[Tool] = &[
         path: "/usr/bin/git",
         package: "git",
     },
-    Tool {
-        path: "/usr/bin/python3",
-        package: "python3-minimal",
-    },
-    Tool {
-        path: "/usr/bin/unshare",
-        package: "util-linux",
-    },
-    Tool {
-        path: "/usr/bin/stty",
-        package: "coreutils",
-    },
 ];
 
 /// Installs the packages whose programs are missing; does nothing when none is.
