@@ -5,6 +5,7 @@
 
 pub mod beneath;
 pub mod identity;
+pub mod launcher;
 pub mod mount;
 
 /// Returns whether this test run may make namespaces and mounts; in CI it must.

@@ -1,0 +1,1 @@
+//! The guest agent: process 1 of every sandbox, which serves execs, files and metrics.

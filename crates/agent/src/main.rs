@@ -1,0 +1,3 @@
+//! The guest agent as a static binary.
+
+fn main() {}

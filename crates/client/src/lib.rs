@@ -1,0 +1,1 @@
+//! Client of the public API over its Unix socket.

@@ -1,0 +1,1 @@
+//! Sandboxes from Linux namespaces, cgroups, overlayfs, seccomp and capabilities.

@@ -1,0 +1,1 @@
+//! Lifecycle, registry, store, journals, deadlines and recovery.
