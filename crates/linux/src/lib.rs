@@ -4,9 +4,18 @@
 //! runtime here and nothing that knows what a sandbox is for.
 
 pub mod beneath;
+pub mod capability;
+pub mod cgroup;
+pub mod disk;
 pub mod identity;
 pub mod launcher;
+pub mod marks;
 pub mod mount;
+pub mod pty;
+pub mod root;
+pub mod seccomp;
+pub mod spawn;
+pub mod watch;
 
 /// Returns whether this test run may make namespaces and mounts; in CI it must.
 #[cfg(test)]

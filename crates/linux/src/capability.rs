@@ -1,0 +1,1 @@
+//! Sets of capabilities: what execs get, and what only the agent keeps.

@@ -1,0 +1,1 @@
+//! Limits on what a sandbox writes to the host's disk.

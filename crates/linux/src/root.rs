@@ -1,0 +1,1 @@
+//! Puts a sandbox's root filesystem together, inside its own mount namespace.

@@ -1,0 +1,1 @@
+//! The system call filter, as a range tree that the kernel walks quickly.

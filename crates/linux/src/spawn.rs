@@ -1,0 +1,1 @@
+//! Starts a process with exact ids, limits, terminal and descriptors.

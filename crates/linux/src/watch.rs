@@ -1,0 +1,1 @@
+//! Watches directories by inotify.
