@@ -138,6 +138,43 @@ impl Beneath {
         })
     }
 
+    /// Sets the owner of an entry, also of a link itself.
+    ///
+    /// # Errors
+    /// Fails if nothing is there, the caller may not, or the path crosses a link or leaves the
+    /// directory.
+    pub fn set_owner_at(&self, path: &Path, user: Uid, group: Gid) -> Result<(), BeneathError> {
+        self.at(path, "set owner of", |parent, name| {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(parent, name, Some(user), Some(group), flags)
+        })
+    }
+
+    /// Sets the times of an entry, also of a link itself.
+    ///
+    /// # Errors
+    /// Fails if nothing is there, the caller may not, or the path crosses a link or leaves the
+    /// directory.
+    pub fn set_times_at(
+        &self,
+        path: &Path,
+        times: &rustix::fs::Timestamps,
+    ) -> Result<(), BeneathError> {
+        self.at(path, "set times of", |parent, name| {
+            rustix::fs::utimensat(parent, name, times, AtFlags::SYMLINK_NOFOLLOW)
+        })
+    }
+
+    /// Removes an entry that is no directory.
+    ///
+    /// # Errors
+    /// Fails if nothing or a directory is there, or the path crosses a link or leaves the directory.
+    pub fn remove_file(&self, path: &Path) -> Result<(), BeneathError> {
+        self.at(path, "remove", |parent, name| {
+            rustix::fs::unlinkat(parent, name, AtFlags::empty())
+        })
+    }
+
     /// Describes an entry, never following a link.
     ///
     /// # Errors
