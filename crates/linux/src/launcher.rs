@@ -1,3 +1,15 @@
 //! The launcher: a small process that makes sandboxes, so that the daemon never forks.
+//!
+//! [`Launcher`] is the daemon's side; [`serve`] is the process itself, which the agent's binary
+//! becomes when it is started with the argument `launcher`.
 
+mod client;
+mod error;
 pub mod plan;
+mod server;
+
+pub use client::{
+    AgentBinary, Exit, Launched, Launcher, LauncherConfig, LauncherIdentity, SubordinateIds,
+};
+pub use error::{LaunchError, LaunchFailure, Timing};
+pub use server::serve;
