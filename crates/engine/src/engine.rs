@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pinfold_driver::Driver;
+use pinfold_driver::{AgentClient, Driver};
 use pinfold_types::api::{
     CreateSandboxRequest, DoctorReport, Exec, ExecList, Metrics, Report, Sandbox, SandboxList,
     SignalRequest, StopRequest,
@@ -117,12 +117,17 @@ impl Engine {
         Err(EngineError::new(ErrorCode::Internal, "not built yet"))
     }
 
-    /// Removes a sandbox with everything of it; with `keep_persist` its persist directory stays.
+    /// Removes a sandbox with everything of it; with `keep_persist` its persist directory stays and is answered.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
-    pub async fn remove(&self, caller: &Caller, target: &str, keep_persist: bool) -> Result<()> {
+    pub async fn remove(
+        &self,
+        caller: &Caller,
+        target: &str,
+        keep_persist: bool,
+    ) -> Result<Option<std::path::PathBuf>> {
         Err(EngineError::new(ErrorCode::Internal, "not built yet"))
     }
 
@@ -158,7 +163,10 @@ impl Engine {
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
-    #[expect(clippy::too_many_arguments, reason = "one for each part of the request")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each part of the request"
+    )]
     pub async fn exec_input(
         &self,
         caller: &Caller,
@@ -205,7 +213,10 @@ impl Engine {
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
-    #[expect(clippy::too_many_arguments, reason = "one for each part of the request")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each part of the request"
+    )]
     pub async fn exec_events(
         &self,
         caller: &Caller,
@@ -228,6 +239,15 @@ impl Engine {
         target: &str,
         exec_id: &ExecId,
     ) -> Result<ExecExit> {
+        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+    }
+
+    /// Returns a client for the files of a sandbox; wakes a frozen one and keeps it from idling.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError`] with the code that says why.
+    pub async fn files(&self, caller: &Caller, target: &str) -> Result<AgentClient> {
         Err(EngineError::new(ErrorCode::Internal, "not built yet"))
     }
 

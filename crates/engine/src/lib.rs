@@ -10,6 +10,11 @@ mod engine;
 mod error;
 mod reader;
 
+// The layers above may use this crate only, and files go straight to the agent.
+pub use pinfold_driver::agent::{
+    AgentClient, AgentError, ByteChunks, WatchEvent, WatchStream, WriteFile,
+};
+
 pub use caller::{Caller, ListFilter};
 pub use config::EngineConfig;
 pub use engine::Engine;

@@ -294,6 +294,13 @@ pub fn format_time_ms(time_ms: i64) -> String {
     )
 }
 
+/// Reads an RFC 3339 time as milliseconds since the Unix epoch.
+pub fn parse_time_ms(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .map(jiff::Timestamp::as_millisecond)
+}
+
 /// Returns the present time in milliseconds since the Unix epoch.
 pub fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()

@@ -5,6 +5,7 @@
 //! used.
 
 pub mod api;
+pub mod crash;
 pub mod doctor;
 pub mod error;
 pub mod exec;
