@@ -1,7 +1,10 @@
 //! `cargo xtask`: the one way to set up, test and check this repository.
 
+mod agent;
 mod codegen;
 mod deps;
+mod fixtures;
+mod people;
 mod setup;
 mod tidy;
 
@@ -23,6 +26,12 @@ struct Arguments {
 enum Task {
     /// Install what the tests need (Debian or Ubuntu, asks for root only when something is missing)
     Setup,
+    /// Make the users that the tests become, and delegate control groups to one of them
+    People,
+    /// Fetch and make what the tests give to sandboxes
+    Fixtures,
+    /// Build the static guest agent and print where it is
+    Agent,
     /// Set up, then run every test and every check of the repository
     Test,
     /// Check formatting and lints
@@ -59,6 +68,9 @@ fn perform(task: Task) -> Result<()> {
     let root = repository_root()?;
     match task {
         Task::Setup => setup::install_missing(),
+        Task::People => people::make(),
+        Task::Fixtures => fixtures::make(&root).map(|path| report_path(&path)),
+        Task::Agent => agent::build(&root).map(|path| report_path(&path)),
         Task::Test => test(&root),
         Task::Lint => lint(&root),
         Task::Deps => deps::check(&root),
@@ -69,51 +81,35 @@ fn perform(task: Task) -> Result<()> {
 }
 
 fn test(root: &Path) -> Result<()> {
-    setup::install_missing()?;
     deps::check(root)?;
     tidy::check(root)?;
+    setup::install_missing()?;
     codegen::check(root)?;
-    cargo(
-        root,
-        &[
-            "test",
-            "--workspace",
-            "--all-features",
-            "--locked",
-            "--doc",
-            "--exclude",
-            "pinfold-agent-api",
-        ],
-    )?;
-    cargo(
-        root,
-        &[
-            "test",
-            "--workspace",
-            "--all-features",
-            "--locked",
-            "--lib",
-            "--bins",
-            "--tests",
-        ],
-    )
+    people::make()?;
+    let fixtures = fixtures::make(root)?;
+    let agent = agent::build(root)?;
+    let with_tests = ["test", "--workspace", "--all-features", "--locked"];
+    run(Command::new("cargo")
+        .args(with_tests)
+        .args(["--doc", "--exclude", "pinfold-agent-api"])
+        .env("PINFOLD_AGENT_BIN", &agent)
+        .current_dir(root))?;
+    run(Command::new("cargo")
+        .args(with_tests)
+        .args(["--lib", "--bins", "--tests", "--no-fail-fast"])
+        .env("PINFOLD_AGENT_BIN", &agent)
+        .env("PINFOLD_FIXTURES", &fixtures)
+        .current_dir(root))
 }
 
 fn lint(root: &Path) -> Result<()> {
-    cargo(root, &["fmt", "--all", "--check"])?;
-    cargo(
-        root,
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ],
-    )
+    run(Command::new("cargo")
+        .args(["fmt", "--all", "--check"])
+        .current_dir(root))?;
+    run(Command::new("cargo")
+        .args(["clippy", "--workspace", "--all-targets", "--all-features"])
+        .args(["--locked", "--quiet", "--", "-D", "warnings"])
+        .current_dir(root))
 }
 
 fn docs(root: &Path) -> Result<()> {
@@ -121,10 +117,6 @@ fn docs(root: &Path) -> Result<()> {
         .args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings")
         .current_dir(root))
-}
-
-fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
-    run(Command::new("cargo").args(arguments).current_dir(root))
 }
 
 /// Runs a command with our own input and output and fails when it does.
@@ -136,6 +128,16 @@ fn run(command: &mut Command) -> Result<()> {
         bail!("{command:?} ended with {status}");
     }
     Ok(())
+}
+
+/// Where cargo puts what it builds for this repository.
+fn target_directory(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+#[expect(clippy::print_stdout, reason = "the path is what the task is for")]
+fn report_path(path: &Path) {
+    println!("{}", path.display());
 }
 
 fn repository_root() -> Result<PathBuf> {
