@@ -141,14 +141,7 @@ fn python(place: &Path) -> Result<()> {
     let pip = pip()?;
     again(|| {
         Command::new(&pip)
-            .args([
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--no-build-isolation",
-            ])
+            .args(["-m", "pip", "download", "--quiet", "--no-deps"])
             .args(["--no-binary", "simplejson", "--dest"])
             .arg(place)
             .arg("simplejson==3.20.1")
