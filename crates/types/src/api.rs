@@ -286,6 +286,88 @@ pub struct FileInfo {
     pub link_target: String,
 }
 
+/// `GET /v1/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok` whenever there is an answer.
+    pub status: String,
+}
+
+/// What `GET /v1/sandboxes` is narrowed to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only these states; empty is every state but `stopped`, or with `all` every state.
+    pub states: Vec<SandboxState>,
+    /// Stopped sandboxes too.
+    pub all: bool,
+    /// Only sandboxes that carry every one of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Only sandboxes after this one: the `next` of the page before.
+    pub after: Option<SandboxId>,
+    /// Most entries of the page; [`PAGE_ENTRIES_MAX`] when absent.
+    pub limit: Option<usize>,
+}
+
+/// One line of the answer to a creation that asked for `application/x-ndjson`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CreateLine {
+    /// What is being done, for people.
+    Progress(String),
+    /// The last line of a creation that succeeded.
+    Sandbox(Box<Sandbox>),
+    /// The last line of one that failed.
+    Error(Box<crate::error::ApiErrorDetail>),
+}
+
+/// `GET /v1/sandboxes/{id}/files/list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileList {
+    /// One page, by name.
+    pub entries: Vec<FileInfo>,
+    /// Pass as `after` for the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Answer of `PUT /v1/sandboxes/{id}/files`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileWritten {
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// Answer of `PUT /v1/sandboxes/{id}/files/tar`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// Entries unpacked.
+    pub entries: u64,
+}
+
+/// `POST /v1/sandboxes/{id}/files/mkdir`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MakeDirectoryRequest {
+    /// Absolute path inside.
+    pub path: String,
+    /// Permission bits; 0755 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// Make missing parents too, and take one that is there.
+    #[serde(default)]
+    pub parents: bool,
+}
+
+/// `POST /v1/sandboxes/{id}/files/rename`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameRequest {
+    /// Absolute path inside.
+    pub from: String,
+    /// Absolute path inside.
+    pub to: String,
+}
+
 /// Writes a time in milliseconds since the Unix epoch as RFC 3339 in UTC.
 pub fn format_time_ms(time_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(time_ms).map_or_else(

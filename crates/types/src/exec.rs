@@ -260,6 +260,16 @@ pub fn encode_output(data: &[u8]) -> (String, Option<String>) {
     }
 }
 
+/// Reads output as [`encode_output`] wrote it; `None` when it is not that.
+pub fn decode_output(text: &str, encoding: Option<&str>) -> Option<Vec<u8>> {
+    use base64::Engine as _;
+    match encoding {
+        None => Some(text.as_bytes().to_vec()),
+        Some("base64") => base64::engine::general_purpose::STANDARD.decode(text).ok(),
+        Some(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +287,13 @@ mod tests {
         let message = EventMessage::new(&SandboxId::new(), &ExecId::new(), &event);
         assert_eq!(message.encoding.as_deref(), Some("base64"));
         assert_eq!(message.data.as_deref(), Some("/wAB"));
+        let (text, encoding) = encode_output(&[0xff, 0, 1]);
+        assert_eq!(
+            decode_output(&text, encoding.as_deref()),
+            Some(vec![0xff, 0, 1])
+        );
+        assert_eq!(decode_output("a", None), Some(b"a".to_vec()));
+        assert_eq!(decode_output("?", Some("base64")), None);
     }
 
     #[test]
