@@ -4,7 +4,11 @@
 //! driver, and the drivers, which know no engine.
 
 pub mod agent;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod contract;
+#[cfg(feature = "fake")]
+pub mod fake;
 
 pub use agent::AgentClient;
 pub use contract::*;
