@@ -152,6 +152,9 @@ impl ImageStore {
     /// # Errors
     /// Fails if the directory cannot be made or read.
     pub fn open(directory: &Path, how: Unpack) -> Result<Self, ImageError> {
+        let directory = std::path::absolute(directory)
+            .map_err(store_error("find the directory of", directory))?;
+        let directory = directory.as_path();
         let mut store = Self {
             directory: directory.to_owned(),
             how,

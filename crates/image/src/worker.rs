@@ -5,6 +5,7 @@
 //! The archive is its standard input, so that only the store's directory need be visible to it,
 //! and it answers with lines of JSON on its standard output.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::File;
@@ -14,6 +15,8 @@ use std::path::Path;
 
 use pinfold_linux::beneath::Beneath;
 use pinfold_types::ErrorChain;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{InvalidImage, Limits, Owners, UnpackError, UnpackReport, unpack_archive};
@@ -91,18 +94,47 @@ pub fn serve(words: &[OsString], input: &mut dyn Read, output: &mut dyn Write) -
 }
 
 fn unpack(destination: &Path, input: &mut dyn Read, output: &mut dyn Write) -> Said {
-    let mut progress = |read| {
-        // Whoever asked may be gone; the work is then removed by the next store.
-        let _heard = say(output, &Said::Read(read));
+    let _working = hold(destination.parent().unwrap_or(destination));
+    let alone = Cell::new(false);
+    let mut progress = |read| alone.set(say(output, &Said::Read(read)).is_err());
+    let mut input = WhileHeard {
+        input,
+        alone: &alone,
     };
     let limits = Limits::default();
-    match unpack_archive(input, destination, Owners::Keep, limits, &mut progress) {
+    match unpack_archive(&mut input, destination, Owners::Keep, limits, &mut progress) {
         Ok(report) => Said::Done(report),
         Err(error) => Said::Failed(error.into()),
     }
 }
 
+/// An archive that cannot be read on when whoever asked for it is gone.
+struct WhileHeard<'a> {
+    input: &'a mut dyn Read,
+    alone: &'a Cell<bool>,
+}
+
+impl Read for WhileHeard<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.alone.get() {
+            return Err(io::Error::from(Errno::PIPE));
+        }
+        self.input.read(buffer)
+    }
+}
+
+/// Waits until no other process works in a directory, and keeps others waiting.
+///
+/// A process that unpacks may outlive the daemon that asked for it by a moment; the next daemon
+/// must not remove what is still being made. Where nothing can be locked there is no such process.
+fn hold(directory: &Path) -> Option<File> {
+    let held = File::open(directory).ok()?;
+    while rustix::fs::flock(&held, FlockOperation::LockExclusive) == Err(Errno::INTR) {}
+    Some(held)
+}
+
 fn remove(parent: &Path, name: &Path) -> Said {
+    let _alone = hold(&parent.join(name));
     match Beneath::open(parent).and_then(|beneath| beneath.remove_all(name)) {
         Ok(()) => Said::Done(UnpackReport::default()),
         Err(error) => Said::Failed(Fault::Write(
@@ -251,6 +283,7 @@ impl From<Fault> for UnpackError {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::archive::{Access, Builder};
 
     /// Does the work in this very process, as if it held the ids.
     #[derive(Debug)]
@@ -282,6 +315,29 @@ pub(crate) mod tests {
             let fault: Fault = serde_json::from_slice(&line).unwrap();
             assert_eq!(ErrorChain(&UnpackError::from(fault)).to_string(), text);
         }
+    }
+
+    #[test]
+    fn nobody_unpacks_for_a_daemon_that_is_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let words = ["unpack".into(), place.path().as_os_str().to_owned()];
+        let (heard, mut said) = io::pipe().unwrap();
+        drop(heard);
+        let large = vec![0; 4 << 20];
+        let mut left = large.as_slice();
+        let mut archive = Builder::default();
+        archive.file(
+            Path::new("large"),
+            &large,
+            Access {
+                owner: 0,
+                mode: 0o644,
+            },
+        );
+        let archive = archive.finish();
+        let mut input = archive.as_slice().chain(&mut left);
+        assert_eq!(serve(&words, &mut input, &mut said), FAILED);
+        assert_eq!(left.len(), large.len(), "it read on");
     }
 
     #[test]
