@@ -8,6 +8,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod disk;
 pub mod identity;
+pub mod init;
 pub mod launcher;
 pub mod marks;
 pub mod mount;
