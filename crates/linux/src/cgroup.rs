@@ -15,6 +15,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::launcher::plan::{Attach, UsageFile};
 
 pub use discover::System;
@@ -30,7 +32,8 @@ pub const DAEMON_LEAF: &str = "pinfold-daemon";
 const CREATE_ATTEMPTS: u32 = 8;
 
 /// What a cgroup controls or counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Controller {
     /// CPU time and its shares.
     Cpu,
@@ -77,7 +80,8 @@ impl Controller {
 }
 
 /// Version of a hierarchy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Version {
     /// One hierarchy for each controller.
     V1,

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use serde::{Deserialize, Serialize};
+
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{CgroupError, Controller, Joins, Limits, UsageFiles, Version, make_directory, step};
@@ -20,13 +22,13 @@ const EMPTY_MAX: Duration = Duration::from_secs(20);
 /// Time between two looks at what the kernel does not announce.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// The directories of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The directories of one group. Serialisable, as a later process may be in other groups itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     directories: Vec<Directory>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Directory {
     version: Version,
     path: PathBuf,
@@ -99,6 +101,11 @@ impl Group {
         self.directories
             .iter()
             .map(|directory| directory.path.as_path())
+    }
+
+    /// Returns whether the host has no hierarchy for it at all.
+    pub fn is_nowhere(&self) -> bool {
+        self.directories.is_empty()
     }
 
     /// Returns whether a directory of the group exists in any hierarchy.
