@@ -164,6 +164,11 @@ enum Verdict {
     Except(usize, &'static [u32]),
 }
 
+/// Installs the default filter for the calling thread and all that it starts.
+pub(crate) fn install() -> io::Result<()> {
+    Filter::new(Policy::default()).install()
+}
+
 /// A filter, ready to be installed. Making one allocates; installing one does not.
 #[derive(Debug, Clone)]
 pub struct Filter {
