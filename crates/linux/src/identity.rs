@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -27,11 +27,6 @@ impl IdRange {
         (inside < RANGE_LENGTH)
             .then(|| self.base.checked_add(inside))
             .flatten()
-    }
-
-    /// Returns the line that the kernel's `uid_map` and `gid_map` take.
-    fn map_line(self) -> String {
-        format!("0 {} {RANGE_LENGTH}\n", self.base)
     }
 }
 
@@ -61,27 +56,112 @@ pub enum PairError {
     },
 }
 
-/// One user namespace with its maps written, and one network namespace that it owns with `lo` up.
+/// A run of ids inside, and the ids of the parent namespace that they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First id inside.
+    pub inside: u32,
+    /// First id as the parent namespace names it.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// The ids of a user namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMaps {
+    /// User ids.
+    pub users: Vec<Extent>,
+    /// Group ids.
+    pub groups: Vec<Extent>,
+}
+
+impl IdMaps {
+    /// Returns the maps that give a sandbox a range of its own.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a range that starts at 0 or passes the largest id.
+    pub fn of_range(range: IdRange) -> Result<Self, PairError> {
+        if range.base == 0 || range.base.checked_add(RANGE_LENGTH).is_none() {
+            return Err(PairError::Range { base: range.base });
+        }
+        let extent = Extent {
+            inside: 0,
+            outside: range.base,
+            count: RANGE_LENGTH,
+        };
+        Ok(Self {
+            users: vec![extent],
+            groups: vec![extent],
+        })
+    }
+
+    /// Returns maps under which every id that the calling process's namespace holds is itself.
+    ///
+    /// A line of a map may not cross two extents of the parent's, so there is one for each.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the maps of the calling process cannot be read.
+    pub fn of_caller_unchanged() -> io::Result<Self> {
+        let unchanged = |path| {
+            let lines = fs::read_to_string(path)?;
+            let extents = lines.lines().filter_map(|line| {
+                let mut numbers = line.split_whitespace().map(str::parse);
+                let inside = numbers.next()?.ok()?;
+                let count = numbers.nth(1)?.ok()?;
+                Some(Extent {
+                    inside,
+                    outside: inside,
+                    count,
+                })
+            });
+            Ok::<_, io::Error>(extents.collect())
+        };
+        Ok(Self {
+            users: unchanged("/proc/self/uid_map")?,
+            groups: unchanged("/proc/self/gid_map")?,
+        })
+    }
+
+    /// Returns the id outside that user 0 inside is.
+    pub fn root(&self) -> Option<u32> {
+        let holds_root = |extent: &&Extent| extent.inside == 0 && extent.count > 0;
+        self.users
+            .iter()
+            .find(holds_root)
+            .map(|extent| extent.outside)
+    }
+
+    fn lines(extents: &[Extent]) -> String {
+        let line =
+            |extent: &Extent| format!("{} {} {}\n", extent.inside, extent.outside, extent.count);
+        extents.iter().map(line).collect()
+    }
+}
+
+/// A pair whose maps are not written yet, so that it can be made before anyone knows whose it is.
 #[derive(Debug)]
-pub struct NamespacePair {
-    range: IdRange,
+pub struct Seed {
+    child: Child,
+    /// While this is open, the child stays.
+    _stay: OwnedFd,
     user: OwnedFd,
     network: OwnedFd,
 }
 
-impl NamespacePair {
-    /// Makes a pair whose ids are `range`. Needs root or the same rights over the range.
+impl Seed {
+    /// Makes a user namespace and a network namespace that it owns, with `lo` up.
     ///
-    /// Blocks for about a millisecond. Safe to call from any thread: the short-lived child makes
-    /// only system calls that are safe after `fork`.
+    /// Blocks for about a millisecond. Safe to call from any thread: the child, which lives as long
+    /// as the seed does, makes only system calls that are safe after `fork`. It ends with the
+    /// calling thread.
     ///
     /// # Errors
     ///
     /// Returns [`PairError`] after the child has ended and everything made is gone.
-    pub fn make(range: IdRange) -> Result<Self, PairError> {
-        if range.base == 0 || range.base.checked_add(RANGE_LENGTH).is_none() {
-            return Err(PairError::Range { base: range.base });
-        }
+    pub fn make() -> Result<Self, PairError> {
         let step = |step: &'static str| {
             move |source: rustix::io::Errno| PairError::Step {
                 step,
@@ -90,47 +170,69 @@ impl NamespacePair {
         };
         let (answer_read, answer_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
-        let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
-        let ends = ChildEnds {
-            answer: answer_write.as_fd(),
-            go: go_read.as_fd(),
-        };
-        // SAFETY: the child runs `ChildEnds::run`, which makes system calls on plain values only,
-        // allocates nothing, takes no lock and ends by `_exit`.
+        // SAFETY: the child runs `hold`, which makes system calls on plain values only, allocates
+        // nothing, takes no lock and ends by `_exit`.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            ends.run();
+            hold(answer_write.as_fd());
         }
         let child = Child::new(pid)?;
         drop(answer_write);
-        drop(go_read);
         read_answer(&answer_read)?;
-        let pair = Self::take(&child, range)?;
-        rustix::io::write(&go_write, &[1]).map_err(step("let the child go on"))?;
-        // The second answer says that `lo` is up, which needs the maps written above.
-        read_answer(&answer_read)?;
-        Ok(pair)
-    }
-
-    /// Writes the maps of a child that waits in its new namespaces, and takes hold of them.
-    fn take(child: &Child, range: IdRange) -> Result<Self, PairError> {
-        let path = |name: &str| format!("/proc/{}/{name}", child.0.as_raw_nonzero());
-        let step = |step: &'static str| move |source: io::Error| PairError::Step { step, source };
-        fs::write(path("uid_map"), range.map_line()).map_err(step("write the user id map"))?;
-        fs::write(path("gid_map"), range.map_line()).map_err(step("write the group id map"))?;
-        let open = |name: &str| fs::File::open(path(name)).map(OwnedFd::from);
-        let user = open("ns/user").map_err(step("open the user namespace"))?;
-        let network = open("ns/net").map_err(step("open the network namespace"))?;
+        let open = |name: &str| fs::File::open(child.path(name)).map(OwnedFd::from);
+        let failed = |step: &'static str| move |source: io::Error| PairError::Step { step, source };
+        let user = open("ns/user").map_err(failed("open the user namespace"))?;
+        let network = open("ns/net").map_err(failed("open the network namespace"))?;
         Ok(Self {
-            range,
+            child,
+            _stay: answer_read,
             user,
             network,
         })
     }
 
-    /// Returns the ids of the pair.
-    pub fn range(&self) -> IdRange {
-        self.range
+    /// Writes the maps, once and for all.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the caller does not hold those ids; the namespaces are gone then.
+    pub fn map(self, maps: &IdMaps) -> Result<NamespacePair, PairError> {
+        let write = |name: &str, extents: &[Extent], step: &'static str| {
+            fs::write(self.child.path(name), IdMaps::lines(extents))
+                .map_err(|source| PairError::Step { step, source })
+        };
+        write("uid_map", &maps.users, "write the user id map")?;
+        write("gid_map", &maps.groups, "write the group id map")?;
+        Ok(NamespacePair {
+            root: maps.root().unwrap_or_default(),
+            user: self.user,
+            network: self.network,
+        })
+    }
+}
+
+/// One user namespace with its maps written, and one network namespace that it owns with `lo` up.
+#[derive(Debug)]
+pub struct NamespacePair {
+    root: u32,
+    user: OwnedFd,
+    network: OwnedFd,
+}
+
+impl NamespacePair {
+    /// Makes a pair whose ids are `range`. Needs root or the same rights over the range.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`PairError`] after everything made is gone.
+    pub fn make(range: IdRange) -> Result<Self, PairError> {
+        let maps = IdMaps::of_range(range)?;
+        Seed::make()?.map(&maps)
+    }
+
+    /// Returns the id that user 0 inside is, as the maker of the pair names it.
+    pub fn root(&self) -> u32 {
+        self.root
     }
 
     /// Returns the user namespace, for `setns` and for mounts that are mapped by it.
@@ -144,37 +246,43 @@ impl NamespacePair {
     }
 }
 
-/// The pipe ends that the child holds.
-#[derive(Clone, Copy)]
-struct ChildEnds<'a> {
-    answer: BorrowedFd<'a>,
-    go: BorrowedFd<'a>,
+/// Makes the namespaces, raises `lo`, says so, and holds them until it is killed.
+fn hold(answer: BorrowedFd<'_>) -> ! {
+    // A descriptor of the maker's that stayed open here would hide from others that it was closed.
+    let kept = answer.as_raw_fd().unsigned_abs();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: this process uses no descriptor but the one that is kept.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+    // SAFETY: a plain system call on this process alone.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+    // SAFETY: a plain system call in a process with one thread.
+    let made = unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) };
+    send_answer(answer, if made == 0 { raise_loopback() } else { made });
+    // Besides the signal: the parent may have ended before it was asked for.
+    let mut end = libc::pollfd {
+        fd: answer.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: the one record outlives the call.
+    unsafe { libc::poll(&raw mut end, 1, -1) };
+    // SAFETY: ends the child without running anything of the parent's.
+    unsafe { libc::_exit(0) }
 }
 
-impl ChildEnds<'_> {
-    /// Makes the namespaces, waits until the parent wrote the maps, raises `lo`, and ends.
-    fn run(self) -> ! {
-        // SAFETY: a plain system call in a process with one thread.
-        let made = unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) };
-        self.answer(made);
-        // A byte, not the end of file: a child of another thread may hold a copy of the other end.
-        let _parent_gone = rustix::io::read(self.go, &mut [0u8; 1]);
-        self.answer(raise_loopback());
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(0) }
-    }
-
-    /// Sends 0 or the error number of the call that gave `result`.
-    fn answer(self, result: i32) {
-        let errno = if result == 0 {
-            0
-        } else {
-            io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or(libc::EIO)
-        };
-        let _parent_gone = rustix::io::write(self.answer, &errno.to_ne_bytes());
-    }
+/// Sends 0 or the error number of the call that gave `result`.
+fn send_answer(answer: BorrowedFd<'_>, result: i32) {
+    let errno = if result == 0 {
+        0
+    } else {
+        io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)
+    };
+    let _parent_gone = rustix::io::write(answer, &errno.to_ne_bytes());
 }
 
 /// Brings `lo` up in the calling thread's network namespace; answers like a system call.
@@ -214,6 +322,7 @@ fn read_answer(from: &OwnedFd) -> Result<(), PairError> {
 }
 
 /// A child that is ended and reaped when dropped.
+#[derive(Debug)]
 struct Child(rustix::process::Pid);
 
 impl Child {
@@ -224,6 +333,10 @@ impl Child {
                 step: "fork",
                 source: io::Error::last_os_error(),
             })
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.0.as_raw_nonzero())
     }
 }
 

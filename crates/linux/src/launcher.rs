@@ -3,13 +3,18 @@
 //! [`Launcher`] is the daemon's side; [`serve`] is the process itself, which the agent's binary
 //! becomes when it is started with the argument `launcher`.
 
+mod child;
 mod client;
 mod error;
+mod job;
+mod outer;
 pub mod plan;
 mod server;
+mod wire;
 
 pub use client::{
     AgentBinary, Exit, Launched, Launcher, LauncherConfig, LauncherIdentity, SubordinateIds,
 };
 pub use error::{LaunchError, LaunchFailure, Timing};
 pub use server::serve;
+pub(crate) use wire::{Refusal, refused};

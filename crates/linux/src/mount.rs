@@ -9,14 +9,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use crate::identity::{IdRange, NamespacePair};
+use crate::identity::NamespacePair;
+use crate::launcher::plan::TmpfsLimit;
 
 /// Most read-only layers of one root filesystem; the kernel takes 500.
 pub const LAYERS_MAX: usize = 128;
@@ -41,9 +42,6 @@ pub enum MountError {
         /// How many were given.
         count: usize,
     },
-    /// The thread that makes the stack ended without an answer.
-    #[error("the thread that stacks the layers ended early")]
-    ThreadEnded,
 }
 
 /// What a root filesystem is stacked from.
@@ -51,10 +49,39 @@ pub enum MountError {
 pub struct Stack<'a> {
     /// Read-only layers, the topmost first.
     pub layers: &'a [PathBuf],
-    /// Directory that holds the private directories `upper` and `work`.
-    pub private: &'a Path,
+    /// Where what is written goes.
+    pub private: Private<'a>,
     /// Whether writes must reach the disk.
     pub durability: Durability,
+    /// Whose ids appear on it.
+    pub ids: Ids<'a>,
+}
+
+/// Where what is written to a stack goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Private<'a> {
+    /// A directory that holds the directories `upper` and `work`.
+    Directory(&'a Path),
+    /// Memory, up to a limit.
+    Memory(TmpfsLimit),
+}
+
+impl<'a> Private<'a> {
+    fn path(self) -> &'a Path {
+        match self {
+            Self::Directory(path) => path,
+            Self::Memory(_) => Path::new("tmpfs"),
+        }
+    }
+}
+
+/// Whose ids appear on a mount.
+#[derive(Debug, Clone, Copy)]
+pub enum Ids<'a> {
+    /// An id on disk appears as the same id inside a pair's user namespace. Needs root.
+    Mapped(&'a NamespacePair),
+    /// Each appears as it is on disk.
+    Unchanged,
 }
 
 /// Whether the files of a stack outlive it.
@@ -75,48 +102,49 @@ pub fn clone_mapped(path: &Path, pair: &NamespacePair) -> Result<OwnedFd, MountE
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = open_tree(CWD, path, flags)
         .map_err(|source| step("clone the mount at", path, source.into()))?;
-    map_ids(mount.as_fd(), pair).map_err(|source| step("map the ids of", path, source))?;
+    set_attributes(mount.as_fd(), Attributes::default().ids(Ids::Mapped(pair)))
+        .map_err(|source| step("map the ids of", path, source))?;
     Ok(mount)
 }
 
 /// Stacks read-only layers beneath a private directory and answers the detached mount of it.
 ///
-/// Blocks; runs on a thread of its own because the kernel remembers the ids of the maker, and
-/// those must be the sandbox's: made with the host's root, the stack would be read-only.
+/// The kernel remembers the ids of the maker, and those must be the sandbox's: made with the host's
+/// root, a mapped stack would be read-only. So the calling thread has those ids meanwhile.
 ///
 /// # Errors
 ///
 /// Returns [`MountError`] and leaves no mount.
-pub fn stack(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, MountError> {
+pub fn stack(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
     if stack.layers.len() > LAYERS_MAX {
         return Err(MountError::TooManyLayers {
             count: stack.layers.len(),
         });
     }
-    std::thread::scope(|scope| {
-        let maker = scope.spawn(|| {
-            become_owner_of(pair.range())
-                .map_err(|source| step("take the ids for", stack.private, source))?;
-            stack_as_owner(stack, pair)
-        });
-        maker.join().map_err(|_| MountError::ThreadEnded)?
-    })
+    let Ids::Mapped(pair) = stack.ids else {
+        return stack_as_owner(stack);
+    };
+    let failed = |source| step("take the ids for", stack.private.path(), source);
+    become_owner_of(pair.root()).map_err(failed)?;
+    let made = stack_as_owner(stack);
+    become_owner_of(rustix::process::geteuid().as_raw()).map_err(failed)?;
+    made
 }
 
-fn stack_as_owner(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, MountError> {
+fn stack_as_owner(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
     let failed = |what: &'static str| {
-        move |source: rustix::io::Errno| step(what, stack.private, source.into())
+        move |source: rustix::io::Errno| step(what, stack.private.path(), source.into())
     };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("prepare"))?;
     // A detached mount is dissolved with its descriptor, so each is kept until the stack exists.
     let mut kept = Vec::with_capacity(stack.layers.len());
     for layer in stack.layers {
-        let mount = clone_mapped(layer, pair)?;
+        let mount = open_layer(layer, stack.ids)?;
         fsconfig_set_fd(context.as_fd(), "lowerdir+", mount.as_fd())
             .map_err(|source| step("add the layer", layer, source.into()))?;
         kept.push(mount);
     }
-    let private = clone_mapped(stack.private, pair)?;
+    let private = open_private(stack)?;
     for (key, name) in [("upperdir", "upper"), ("workdir", "work")] {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(&private, name, flags, Mode::empty())
@@ -124,8 +152,14 @@ fn stack_as_owner(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, Mo
         fsconfig_set_fd(context.as_fd(), key, directory.as_fd())
             .map_err(failed("use upper and work in"))?;
     }
-    // Without it, renaming a directory of a lower layer answers EXDEV.
-    fsconfig_set_string(context.as_fd(), "redirect_dir", "on").map_err(failed("configure"))?;
+    match stack.ids {
+        // Without it, renaming a directory of a lower layer answers EXDEV.
+        Ids::Mapped(_) => fsconfig_set_string(context.as_fd(), "redirect_dir", "on"),
+        // Outside the first user namespace only such attributes may be written, and no redirects.
+        Ids::Unchanged if !in_first_namespace() => fsconfig_set_flag(context.as_fd(), "userxattr"),
+        Ids::Unchanged => Ok(()),
+    }
+    .map_err(failed("configure"))?;
     if stack.durability == Durability::Volatile {
         fsconfig_set_flag(context.as_fd(), "volatile").map_err(failed("make volatile"))?;
     }
@@ -138,6 +172,64 @@ fn stack_as_owner(stack: &Stack<'_>, pair: &NamespacePair) -> Result<OwnedFd, Mo
     .map_err(failed("mount the stack over"))
 }
 
+fn open_layer(layer: &Path, ids: Ids<'_>) -> Result<OwnedFd, MountError> {
+    match ids {
+        Ids::Mapped(pair) => clone_mapped(layer, pair),
+        Ids::Unchanged => open_directory(layer),
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).map_err(|source| step("open", path, source.into()))
+}
+
+fn open_private(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
+    match (stack.private, stack.ids) {
+        (Private::Directory(path), Ids::Mapped(pair)) => clone_mapped(path, pair),
+        (Private::Directory(path), Ids::Unchanged) => open_directory(path),
+        (Private::Memory(limit), _) => {
+            let failed = |source: rustix::io::Errno| {
+                step(
+                    "make upper and work in",
+                    stack.private.path(),
+                    source.into(),
+                )
+            };
+            let private = tmpfs(limit, "0700").map_err(failed)?;
+            for name in ["upper", "work"] {
+                mkdirat(&private, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+            }
+            Ok(private)
+        }
+    }
+}
+
+/// Makes a detached tmpfs, owned by the filesystem ids of the calling thread.
+///
+/// # Errors
+///
+/// Fails if the kernel refuses it.
+pub(crate) fn tmpfs(limit: TmpfsLimit, mode: &str) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [
+        ("size", limit.bytes.to_string().as_str()),
+        ("nr_inodes", &limit.inodes.to_string()),
+        ("mode", mode),
+    ] {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// The first user namespace maps every id to itself.
+fn in_first_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
 fn step(step: &'static str, path: &Path, source: io::Error) -> MountError {
     MountError::Step {
         step,
@@ -146,12 +238,12 @@ fn step(step: &'static str, path: &Path, source: io::Error) -> MountError {
     }
 }
 
-/// Takes a range's root as the calling thread's filesystem ids, and keeps its capabilities.
-fn become_owner_of(range: IdRange) -> io::Result<()> {
+/// Takes a sandbox's root as the calling thread's filesystem ids, and keeps its capabilities.
+fn become_owner_of(root: u32) -> io::Result<()> {
     // SAFETY: a plain call; the ids are those of the calling thread alone.
-    unsafe { libc::setfsgid(range.base) };
+    unsafe { libc::setfsgid(root) };
     // SAFETY: as above.
-    unsafe { libc::setfsuid(range.base) };
+    unsafe { libc::setfsuid(root) };
     // Leaving uid 0 took the capabilities over files from the effective set.
     let held = capabilities(None)?;
     set_capabilities(
@@ -169,23 +261,78 @@ fn become_owner_of(range: IdRange) -> io::Result<()> {
     }
 }
 
-/// Maps the ids of a detached mount by a pair's user namespace.
-fn map_ids(mount: BorrowedFd<'_>, pair: &NamespacePair) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
+/// What is changed about a detached mount before anyone sees it.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Attributes<'a> {
+    set: u64,
+    user: Option<BorrowedFd<'a>>,
+    recursive: bool,
+}
+
+impl<'a> Attributes<'a> {
+    /// Sets attributes of mounts, `MOUNT_ATTR_*`.
+    pub(crate) fn set(self, set: MountAttrFlags) -> Self {
+        Self {
+            set: self.set | u64::from(set.bits()),
+            ..self
+        }
+    }
+
+    /// Maps its ids.
+    pub(crate) fn ids(self, ids: Ids<'a>) -> Self {
+        match ids {
+            Ids::Mapped(pair) => self.mapped_by(pair.user()),
+            Ids::Unchanged => self,
+        }
+    }
+
+    /// Maps its ids by a user namespace.
+    pub(crate) fn mapped_by(self, user: BorrowedFd<'a>) -> Self {
+        Self {
+            set: self.set | libc::MOUNT_ATTR_IDMAP,
+            user: Some(user),
+            ..self
+        }
+    }
+
+    /// Means the mounts beneath it too.
+    pub(crate) fn recursive(self) -> Self {
+        Self {
+            recursive: true,
+            ..self
+        }
+    }
+}
+
+/// Changes a detached mount.
+///
+/// # Errors
+///
+/// Fails if the kernel or the filesystem cannot.
+pub(crate) fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes<'_>) -> io::Result<()> {
+    let user = attributes
+        .user
+        .map_or(0, |user| user.as_raw_fd().unsigned_abs());
+    let record = libc::mount_attr {
+        attr_set: attributes.set,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: u64::from(pair.user().as_raw_fd().unsigned_abs()),
+        userns_fd: u64::from(user),
     };
-    // SAFETY: the attributes outlive the call, their size is passed, and the path is a string that
-    // ends in zero; the kernel only reads them.
+    let recursive = if attributes.recursive {
+        libc::AT_RECURSIVE
+    } else {
+        0
+    };
+    // SAFETY: the record outlives the call, its size is passed, and the path is a string that ends
+    // in zero; the kernel only reads them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const record,
             size_of::<libc::mount_attr>(),
         )
     };
@@ -199,7 +346,8 @@ fn map_ids(mount: BorrowedFd<'_>, pair: &NamespacePair) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{AtFlags, mkdirat, renameat, statat};
+    use crate::identity::IdRange;
+    use rustix::fs::{AtFlags, renameat, statat};
     use std::os::unix::fs::MetadataExt as _;
 
     fn read(from: &OwnedFd, path: &str) -> io::Result<String> {
@@ -229,14 +377,12 @@ mod tests {
             let private = self.directory.path().join("private");
             let layers = [self.directory.path().join("lower")];
             let durability = Durability::Durable;
-            stack(
-                &Stack {
-                    layers: &layers,
-                    private: &private,
-                    durability,
-                },
-                &self.pair,
-            )
+            stack(&Stack {
+                layers: &layers,
+                private: Private::Directory(&private),
+                durability,
+                ids: Ids::Mapped(&self.pair),
+            })
         }
     }
 
@@ -251,7 +397,7 @@ mod tests {
         assert_eq!((seen.st_uid, seen.st_gid), (500_000, 500_000));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                become_owner_of(yard.pair.range()).unwrap();
+                become_owner_of(yard.pair.root()).unwrap();
                 let flags = OFlags::WRONLY | OFlags::CREATE;
                 openat(&root, "new", flags, Mode::from_raw_mode(0o600)).unwrap();
             });
@@ -274,7 +420,7 @@ mod tests {
         let root = yard.stack().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                become_owner_of(yard.pair.range()).unwrap();
+                become_owner_of(yard.pair.root()).unwrap();
                 renameat(&root, "tree", &root, "moved").unwrap();
                 mkdirat(&root, "tree", Mode::from_raw_mode(0o755)).unwrap();
             });

@@ -1,0 +1,210 @@
+//! Host paths shown inside: cloned outside as detached mounts, attached inside.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags, open_tree, unmount};
+
+use super::{attach_to, names_of, relative};
+use crate::launcher::plan::Bind;
+use crate::launcher::{LaunchFailure, Refusal, refused};
+use crate::mount::{Attributes, set_attributes};
+
+/// Where the system's own mounts are; a bind there would undo what they hide.
+const RESERVED: [&str; 3] = ["proc", "sys", "dev"];
+/// Most names of a path inside.
+const TARGET_NAMES_MAX: usize = 128;
+
+/// A bind whose mount exists and is attached nowhere yet.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    mount: OwnedFd,
+    directory: bool,
+    bind: &'a Bind,
+}
+
+/// Clones what a bind shows and gives the clone its attributes, before anyone inside can see it.
+///
+/// `user` is the sandbox's user namespace, where ids can be mapped by it.
+pub(crate) fn prepare<'a>(
+    bind: &'a Bind,
+    user: Option<BorrowedFd<'_>>,
+) -> Result<Prepared<'a>, Refusal> {
+    let failed = |step: &'static str| {
+        move |errno: Errno| {
+            refused(LaunchFailure::InvalidMount, step)(errno).at(bind.source.clone())
+        }
+    };
+    check_target(&bind.target)?;
+    let source = open_source(bind).map_err(|errno| {
+        let refusal = failed("open the host path")(errno);
+        match errno {
+            Errno::LOOP => refusal.hint("name the path that the link leads to"),
+            _ => refusal,
+        }
+    })?;
+    let found = fstat(&source).map_err(failed("look at the host path"))?;
+    let kind = FileType::from_raw_mode(found.st_mode);
+    let mount = clone(&source).map_err(failed("clone the mount of the host path"))?;
+    let mut attributes = Attributes::default()
+        .recursive()
+        .set(MountAttrFlags::MOUNT_ATTR_NODEV);
+    if !bind.writable {
+        attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    }
+    if !bind.setuid {
+        attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID);
+    }
+    if let Some(user) = user.filter(|_| bind.mapped) {
+        attributes = attributes.mapped_by(user);
+    }
+    set_attributes(mount.as_fd(), attributes).map_err(|source| {
+        let refusal = Refusal::new(
+            LaunchFailure::InvalidMount,
+            "set the attributes of the host path",
+            &source,
+        );
+        let refusal = refusal.at(bind.source.clone());
+        if bind.mapped {
+            refusal.hint("its filesystem may be one whose ids cannot be mapped; copy it instead")
+        } else {
+            refusal
+        }
+    })?;
+    Ok(Prepared {
+        mount,
+        directory: kind == FileType::Directory,
+        bind,
+    })
+}
+
+/// Opens a source. What can be written, or appears with other ids, is reached through no link: its
+/// owner may have been checked a moment ago, and must not be able to point it elsewhere since.
+fn open_source(bind: &Bind) -> Result<OwnedFd, Errno> {
+    let rules = if bind.writable || bind.mapped {
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
+    } else {
+        ResolveFlags::NO_MAGICLINKS
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    openat2(CWD, &bind.source, flags, Mode::empty(), rules)
+}
+
+fn clone(source: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    match open_tree(source, "", flags) {
+        // In a namespace of a user's own, mounts that were made outside come only together.
+        Err(Errno::INVAL) => open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE),
+        cloned => cloned,
+    }
+}
+
+fn check_target(target: &Path) -> Result<(), Refusal> {
+    let invalid = |hint: &str| {
+        let source = std::io::Error::from_raw_os_error(libc::EINVAL);
+        Refusal::new(LaunchFailure::InvalidMount, "use the path inside", &source)
+            .at(target)
+            .hint(hint)
+    };
+    let names = names_of(target).map_err(|_| invalid("it must be absolute and without `..`"))?;
+    let Some(first) = names.first() else {
+        return Err(invalid("the root itself cannot be mounted over"));
+    };
+    if RESERVED.iter().any(|reserved| first == reserved) {
+        return Err(invalid("/proc, /sys and /dev are the sandbox's own"));
+    }
+    if names.len() > TARGET_NAMES_MAX {
+        return Err(invalid("it has too many parts"));
+    }
+    Ok(())
+}
+
+/// Attaches a prepared bind beneath a root, making what is missing on the way.
+///
+/// Links of the image are followed as they are inside, never out of the root.
+pub(crate) fn place(root: &OwnedFd, prepared: Prepared<'_>) -> Result<(), Refusal> {
+    let failed = |step: &'static str| {
+        let path = prepared.bind.target.clone();
+        move |errno: Errno| refused(LaunchFailure::InvalidMount, step)(errno).at(path.clone())
+    };
+    let target = open_target(root, &prepared).map_err(failed("make the path inside"))?;
+    let filesystem = fstatfs(&target).map_err(failed("look at the path inside"))?;
+    if [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC].contains(&filesystem.f_type) {
+        return Err(failed("use the path inside")(Errno::PERM)
+            .hint("it leads into /proc or /sys, which are the sandbox's own"));
+    }
+    attach_to(prepared.mount.as_fd(), target.as_fd()).map_err(failed("mount on the path inside"))
+}
+
+/// Takes away what lies on a path inside.
+pub(crate) fn take_away(root: &OwnedFd, target: &Path) -> Result<(), Refusal> {
+    let failed = |errno: Errno| {
+        let failure = match errno {
+            Errno::NOENT | Errno::INVAL => LaunchFailure::NotFound,
+            _ => LaunchFailure::InvalidMount,
+        };
+        refused(failure, "unmount")(errno).at(target)
+    };
+    check_target(target)?;
+    let parent = target.parent().unwrap_or(target);
+    let name = target.file_name().ok_or_else(|| failed(Errno::INVAL))?;
+    let names = names_of(parent).map_err(|_| failed(Errno::INVAL))?;
+    let parent = open_inside(root, &Path::new(".").join(relative(&names))).map_err(failed)?;
+    rustix::process::fchdir(&parent).map_err(failed)?;
+    unmount(name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)
+}
+
+fn open_target(root: &OwnedFd, prepared: &Prepared<'_>) -> Result<OwnedFd, Errno> {
+    let names = names_of(&prepared.bind.target).map_err(|_| Errno::INVAL)?;
+    match open_inside(root, &relative(&names)) {
+        Err(Errno::NOENT) => {}
+        opened => return opened.and_then(|target| of_the_same_kind(target, prepared.directory)),
+    }
+    let mut parent = open_inside(root, Path::new("."))?;
+    for (index, name) in names.iter().enumerate() {
+        let path = relative(&names[..=index]);
+        let next = match open_inside(root, &path) {
+            Err(Errno::NOENT) => {
+                let last = index + 1 == names.len();
+                make(&parent, name, prepared.directory || !last)?;
+                open_inside(root, &path)?
+            }
+            opened => opened?,
+        };
+        parent = next;
+    }
+    of_the_same_kind(parent, prepared.directory)
+}
+
+fn make(parent: &OwnedFd, name: &std::ffi::OsStr, directory: bool) -> Result<(), Errno> {
+    if directory {
+        return mkdirat(parent, name, Mode::from_raw_mode(0o755));
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
+    openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+fn of_the_same_kind(target: OwnedFd, directory: bool) -> Result<OwnedFd, Errno> {
+    let kind = FileType::from_raw_mode(fstat(&target)?.st_mode);
+    match (kind == FileType::Directory, directory) {
+        (true, false) => Err(Errno::ISDIR),
+        (false, true) => Err(Errno::NOTDIR),
+        _ => Ok(target),
+    }
+}
+
+fn open_inside(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+}

@@ -1,0 +1,66 @@
+//! `/dev` of a sandbox: six devices that are safe to share, terminals of its own, and links.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+
+use super::{attach, bounded_tmpfs, filesystem, system_directory, tiny};
+use crate::launcher::{LaunchFailure, Refusal, refused};
+
+/// Most bytes of what a guest writes to `/dev` itself, where nothing needs any.
+const DEV_BYTES: &str = "64k";
+/// Most entries of `/dev` itself.
+const DEV_INODES: &str = "256";
+/// Links that programs expect.
+const LINKS: [(&str, &str); 5] = [
+    ("pts/ptmx", "ptmx"),
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+];
+
+/// Mounts `/dev` with everything in it.
+pub(super) fn mount_dev(
+    root: &OwnedFd,
+    shm_bytes: u64,
+    terminal_group: bool,
+) -> Result<(), Refusal> {
+    let failed = refused(LaunchFailure::HostUnsupported, "mount `/dev`");
+    let directory = system_directory(root, "dev")?;
+    let limits = [
+        ("mode", "0755"),
+        ("size", DEV_BYTES),
+        ("nr_inodes", DEV_INODES),
+    ];
+    let no_setuid = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = filesystem("tmpfs", &limits, no_setuid).map_err(&failed)?;
+    for name in ["pts", "shm"] {
+        mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(&failed)?;
+    }
+    for (target, name) in LINKS {
+        symlinkat(target, &dev, name).map_err(&failed)?;
+    }
+    let (flags, mode) = (OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
+    for name in tiny::DEVICES {
+        drop(openat(&dev, name, flags, mode).map_err(&failed)?);
+    }
+    super::attach_to(dev.as_fd(), directory.as_fd()).map_err(&failed)?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    for name in tiny::DEVICES {
+        let node = open_tree(CWD, Path::new("/dev").join(name), clone).map_err(&failed)?;
+        attach(node.as_fd(), dev.as_fd(), name).map_err(&failed)?;
+    }
+    attach(terminals(terminal_group)?.as_fd(), dev.as_fd(), "pts").map_err(&failed)?;
+    attach(bounded_tmpfs(shm_bytes)?.as_fd(), dev.as_fd(), "shm").map_err(&failed)
+}
+
+fn terminals(group: bool) -> Result<OwnedFd, Refusal> {
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let options = if group { &options[..] } else { &options[..2] };
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    filesystem("devpts", options, quiet)
+        .map_err(refused(LaunchFailure::HostUnsupported, "mount `/dev/pts`"))
+}
