@@ -6,6 +6,7 @@
 pub mod beneath;
 pub mod capability;
 pub mod cgroup;
+pub mod descriptors;
 pub mod disk;
 pub mod identity;
 pub mod init;

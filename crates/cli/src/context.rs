@@ -1,0 +1,119 @@
+//! What every verb needs: the settings, the printer, and the daemon.
+
+use pinfold_client::{Client, ClientError};
+use pinfold_types::SandboxState;
+use pinfold_types::api::{ListQuery, Sandbox};
+
+use crate::arguments::Targets;
+use crate::autostart;
+use crate::config::Config;
+use crate::error::CliError;
+use crate::printer::Printer;
+
+/// What every verb needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    /// The settings.
+    pub(crate) config: std::sync::Arc<Config>,
+    /// How to print.
+    pub(crate) printer: Printer,
+    /// The daemon.
+    pub(crate) client: Client,
+}
+
+impl Context {
+    /// Finds the daemon, or starts it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no daemon answers and none may or can be started.
+    pub(crate) async fn connect(config: Config, printer: Printer) -> Result<Self, CliError> {
+        autostart::ensure(&config)?;
+        let client = Client::connect(&config.socket()).await.map_err(api_error)?;
+        let context = Self {
+            config: std::sync::Arc::new(config),
+            printer,
+            client,
+        };
+        context.compare_versions().await?;
+        Ok(context)
+    }
+
+    /// Says so when the daemon is of another version: it may not understand us.
+    async fn compare_versions(&self) -> Result<(), CliError> {
+        let daemon = self.client.version().await.map_err(api_error)?;
+        let ours = env!("CARGO_PKG_VERSION");
+        if daemon.version != ours {
+            self.printer.warn(&format!(
+                "the daemon is pinfold {} and this is pinfold {ours}; `kill {}` ends it and the next \
+                 command starts the new one, while sandboxes live on",
+                daemon.version, daemon.pid
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits for a daemon again, after it went away under us.
+    ///
+    /// # Errors
+    ///
+    /// Fails when none answers and none may or can be started.
+    pub(crate) async fn reconnect(&self) -> Result<(), CliError> {
+        let config = self.config.clone();
+        // It may block on a lock and a starting daemon.
+        tokio::task::spawn_blocking(move || autostart::ensure(&config))
+            .await
+            .map_err(|error| CliError::new("failed to look for the daemon").caused_by(&error))?
+    }
+
+    /// Lists what `--all` means for a verb: those in one of some states, or all.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the daemon does.
+    pub(crate) async fn all(&self, states: &[SandboxState]) -> Result<Vec<Sandbox>, CliError> {
+        let query = ListQuery {
+            states: states.to_vec(),
+            all: true,
+            ..ListQuery::default()
+        };
+        self.client.list_all(&query).await.map_err(api_error)
+    }
+
+    /// Returns the names that were typed, or those of all sandboxes in some states.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the daemon does.
+    pub(crate) async fn targets(
+        &self,
+        targets: &Targets,
+        states: &[SandboxState],
+    ) -> Result<Vec<String>, CliError> {
+        if !targets.all {
+            return Ok(targets.names.clone());
+        }
+        let all = self.all(states).await?;
+        Ok(all
+            .into_iter()
+            .map(|sandbox| sandbox.id.to_string())
+            .collect())
+    }
+}
+
+/// Turns what the client says into what a person reads.
+pub(crate) fn api_error(error: ClientError) -> CliError {
+    if let ClientError::Api(detail) = &error {
+        let mut told = CliError::of_api(detail.code, &detail.message, detail.hint.clone());
+        if detail.code == pinfold_types::ErrorCode::Internal && !detail.request_id.is_empty() {
+            told = told.caused_by(&CliError::new(format!("request {}", detail.request_id)));
+        }
+        return told;
+    }
+    let hint = error.hint();
+    let told = CliError::new(error.to_string()).maybe_hint(hint);
+    match std::error::Error::source(&error) {
+        Some(source) => told.caused_by(source),
+        None => told,
+    }
+}

@@ -1,0 +1,240 @@
+//! The composition root: the native driver, the engine and the server put together.
+//!
+//! The driver is made first of all: it starts its launcher before there is a second thread.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinfold_driver::Driver;
+use pinfold_driver_native::{AgentSource, NativeConfig, NativeDriver};
+use pinfold_engine::{Engine, EngineConfig};
+use pinfold_server::ServerOptions;
+use pinfold_types::ByteSize;
+use pinfold_types::api::DoctorReport;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::agent_binary::AGENT;
+use crate::arguments::ServeArguments;
+use crate::autostart::{READY, make_private};
+use crate::config::Config;
+use crate::environment;
+use crate::error::CliError;
+use crate::listen::listen;
+use crate::printer::Printer;
+
+/// Permission bits that files of ours never have: images and disks need the others.
+const UMASK: u32 = 0o022;
+
+/// Longest time that tasks may take to end with the daemon.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+///
+/// Fails when the state directory is in use or the host cannot run sandboxes at all.
+pub(crate) fn serve(
+    config: &Config,
+    arguments: &ServeArguments,
+    printer: Printer,
+) -> Result<u8, CliError> {
+    if !arguments.detached {
+        return start(config, || {
+            printer.note(&format!("serving at {}", config.socket().display()));
+        });
+    }
+    // Fails only for a leader of its own session, which is what is wanted.
+    let _already_leads = rustix::process::setsid();
+    let result = start(config, || say(READY));
+    if let Err(error) = &result {
+        say(&LastWords::of(error).encode());
+        printer.error(error);
+        return Err(CliError::told(error.exit_code()));
+    }
+    result
+}
+
+/// Writes to whoever started us, who may have gone.
+fn say(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _gone = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+}
+
+/// What a daemon that cannot start tells its starter.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LastWords {
+    message: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+}
+
+impl LastWords {
+    /// Ends every message, so that its reader need not wait for the end of the stream.
+    pub(crate) const END: char = '\0';
+
+    fn of(error: &CliError) -> Self {
+        Self {
+            message: error.message().to_owned(),
+            causes: error.causes().to_vec(),
+            hint: error.hint_text().map(str::to_owned),
+        }
+    }
+
+    fn encode(&self) -> String {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        format!("{text}{}", Self::END)
+    }
+
+    /// Reads what a daemon said.
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        serde_json::from_str(text.trim_end_matches(Self::END)).ok()
+    }
+
+    /// Puts the words behind what failed here.
+    pub(crate) fn behind(self, error: CliError) -> CliError {
+        let mut error = error.caused_by(&CliError::new(self.message));
+        for cause in self.causes {
+            error = error.caused_by(&CliError::new(cause));
+        }
+        error.maybe_hint(self.hint)
+    }
+}
+
+fn start(config: &Config, ready: impl FnOnce()) -> Result<u8, CliError> {
+    log_to_standard_error(config);
+    // Nothing is taken from the environment's chance: paths are absolute, and new files plain.
+    let _before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+    let state = config.state_dir();
+    make_private(&state)?;
+    let _lock = claim(&state)?;
+    let driver = driver(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new("failed to start").caused_by(&error))?;
+    let result = runtime.block_on(run(config, driver, ready));
+    runtime.shutdown_timeout(END_MAX);
+    result.map(|()| 0)
+}
+
+/// One daemon serves a state directory; the lock goes with the process, however it ends.
+fn claim(state: &Path) -> Result<File, CliError> {
+    let path = state.join("daemon.lock");
+    let failed = || CliError::new(format!("failed to lock {}", path.display()));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| failed().caused_by(&error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::Error(error)) => return Err(failed().caused_by(&error)),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let pid = std::fs::read_to_string(&path).unwrap_or_default();
+            return Err(CliError::new(format!(
+                "another daemon, process {}, serves {}",
+                pid.trim(),
+                state.display()
+            ))
+            .hint("end it with `kill`, or name another directory with --state-dir"));
+        }
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(|error| failed().caused_by(&error))?;
+    Ok(file)
+}
+
+/// Makes the driver. It starts its launcher, so no thread may run yet.
+fn driver(config: &Config) -> Result<Arc<NativeDriver>, CliError> {
+    let mut native = NativeConfig::new(config.state_dir(), AgentSource::Bytes(AGENT));
+    native.cgroup = config.text(environment::CGROUP).map(Into::into);
+    NativeDriver::new(native).map(Arc::new).map_err(|error| {
+        CliError::new("this host cannot run sandboxes")
+            .caused_by(&error)
+            .hint("`pinfold doctor` shows what is missing and the command that mends it")
+    })
+}
+
+async fn run(
+    config: &Config,
+    driver: Arc<NativeDriver>,
+    ready: impl FnOnce(),
+) -> Result<(), CliError> {
+    let mut terminate = heard(SignalKind::terminate())?;
+    let mut interrupt = heard(SignalKind::interrupt())?;
+    let mut settings = EngineConfig::new(config.state_dir());
+    if let Some(size) = config.parsed::<ByteSize>(environment::JOURNAL_SIZE) {
+        settings.journal_bytes_max = size.0;
+    }
+    let engine = Engine::open(settings, driver).await.map_err(|error| {
+        CliError::new("failed to open the daemon's state")
+            .caused_by(&error)
+            .hint("nothing was deleted; the cause says where the state is")
+    })?;
+    let (listener, listening) = listen(&config.socket())?;
+    let listener = tokio::net::UnixListener::from_std(listener)
+        .map_err(|error| CliError::new("failed to listen").caused_by(&error))?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; sandboxes live on");
+        stopping.cancel();
+    });
+    ready();
+    let options = ServerOptions::new(config.state_dir());
+    pinfold_server::serve(engine.clone(), listener, options, stop).await;
+    drop(listening);
+    engine.shut_down().await;
+    Ok(())
+}
+
+fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
+    signal(kind).map_err(|error| CliError::new("failed to hear signals").caused_by(&error))
+}
+
+fn log_to_standard_error(config: &Config) {
+    let filter: Targets = config.parsed(environment::LOG).unwrap_or_default();
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    // The first logger stays; there is no second in this process.
+    let _set_before = if config.text(environment::LOG_FORMAT) == Some("json") {
+        registry.with(layer.json()).try_init()
+    } else {
+        registry.with(layer).try_init()
+    };
+}
+
+/// Looks at the host without a daemon, where none can start.
+///
+/// # Errors
+///
+/// Fails when not even the driver can be made.
+pub(crate) async fn probe(config: &Config) -> Result<DoctorReport, CliError> {
+    make_private(&config.state_dir())?;
+    let driver = driver(config)?;
+    Ok(DoctorReport {
+        findings: driver.probe().await,
+        tiers: Vec::new(),
+    })
+}

@@ -1,0 +1,429 @@
+//! Every setting: its key in the configuration file, its environment variable and its flag.
+//!
+//! This is the only list. The file, the variables, `config show` and the reference page are made
+//! from it, and a test keeps the page true.
+
+use std::fmt::Write as _;
+
+use pinfold_types::spec::{IsolationTier, parse_duration_ms};
+use pinfold_types::{ByteSize, MilliCpu};
+
+/// What a setting's value must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A path; a relative one in a file is beneath that file's directory.
+    Path,
+    /// `true` or `false`.
+    Switch,
+    /// A number of bytes.
+    Size,
+    /// A number of CPUs.
+    Cpus,
+    /// A whole number.
+    Count,
+    /// A duration.
+    Duration,
+    /// An isolation tier.
+    Isolation,
+    /// A filter for log lines.
+    Filter,
+    /// One of a few words.
+    Word(&'static [&'static str]),
+    /// Any text.
+    Text,
+}
+
+impl Kind {
+    /// Returns how the reference names the kind.
+    fn name(self) -> String {
+        match self {
+            Self::Path => "path".to_owned(),
+            Self::Switch => "`true` or `false`".to_owned(),
+            Self::Size => "size, as in `256m`".to_owned(),
+            Self::Cpus => "CPUs, as in `0.5`".to_owned(),
+            Self::Count => "number".to_owned(),
+            Self::Duration => "duration, as in `30s`".to_owned(),
+            Self::Isolation => "`namespace`, `gvisor` or `vm`".to_owned(),
+            Self::Filter => "log level, or `module=level,…`".to_owned(),
+            Self::Word(words) => format!("`{}`", words.join("`, `")),
+            Self::Text => "text".to_owned(),
+        }
+    }
+
+    /// Checks a value.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with it.
+    pub(crate) fn check(self, text: &str) -> Result<(), String> {
+        match self {
+            Self::Path if text.is_empty() => Err("an empty path".to_owned()),
+            Self::Path | Self::Text => Ok(()),
+            Self::Switch if matches!(text, "true" | "false") => Ok(()),
+            Self::Switch => Err(format!("`{text}` is neither `true` nor `false`")),
+            Self::Size => done(text.parse::<ByteSize>()),
+            Self::Cpus => done(text.parse::<MilliCpu>()),
+            Self::Count => text
+                .parse::<u32>()
+                .map(drop)
+                .map_err(|_| format!("`{text}` is not a whole number")),
+            Self::Duration => done(parse_duration_ms(text)),
+            Self::Isolation => parse_isolation(text).map(drop),
+            Self::Filter => text
+                .parse::<tracing_subscriber::filter::Targets>()
+                .map(drop)
+                .map_err(|_| format!("`{text}` is not a log level such as `info` or `debug`")),
+            Self::Word(words) if words.contains(&text) => Ok(()),
+            Self::Word(words) => Err(format!("`{text}` is none of {}", words.join(", "))),
+        }
+    }
+}
+
+fn done<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
+    result.map(drop).map_err(|error| error.to_string())
+}
+
+/// Reads the name of an isolation tier.
+///
+/// # Errors
+///
+/// Returns the names there are.
+pub(crate) fn parse_isolation(text: &str) -> Result<IsolationTier, String> {
+    match text {
+        "namespace" => Ok(IsolationTier::Namespace),
+        "gvisor" => Ok(IsolationTier::Gvisor),
+        "vm" => Ok(IsolationTier::Vm),
+        _ => Err(format!(
+            "`{text}` is not an isolation tier: write namespace, gvisor or vm"
+        )),
+    }
+}
+
+/// One setting.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    /// Its key in the configuration file.
+    pub(crate) key: &'static str,
+    /// Its environment variable.
+    pub(crate) variable: &'static str,
+    /// Its flag, and where the flag is.
+    pub(crate) flag: &'static str,
+    /// What a value looks like.
+    pub(crate) kind: Kind,
+    /// What it is when nothing is said, for people.
+    pub(crate) default: &'static str,
+    /// What it does, one sentence.
+    pub(crate) meaning: &'static str,
+}
+
+/// Where the daemon listens.
+pub(crate) const SOCKET: &str = "socket";
+/// Where the daemon keeps its state.
+pub(crate) const STATE_DIR: &str = "state_dir";
+/// Whether a daemon is started when none answers.
+pub(crate) const AUTOSTART: &str = "autostart";
+/// Longest time that a daemon may take to start.
+pub(crate) const START_TIMEOUT: &str = "start_timeout";
+/// Control group that sandboxes are put beneath.
+pub(crate) const CGROUP: &str = "cgroup";
+/// What the daemon logs.
+pub(crate) const LOG: &str = "log";
+/// How the daemon logs.
+pub(crate) const LOG_FORMAT: &str = "log_format";
+/// Most bytes of one exec's journal.
+pub(crate) const JOURNAL_SIZE: &str = "journal_size";
+/// When to use colours.
+pub(crate) const COLOR: &str = "color";
+/// Image of new sandboxes.
+pub(crate) const IMAGE: &str = "image";
+/// CPU limit of new sandboxes.
+pub(crate) const CPUS: &str = "cpus";
+/// Memory limit of new sandboxes.
+pub(crate) const MEMORY: &str = "memory";
+/// Process limit of new sandboxes.
+pub(crate) const PIDS: &str = "pids";
+/// Disk limit of new sandboxes.
+pub(crate) const DISK: &str = "disk";
+/// Weakest isolation of new sandboxes.
+pub(crate) const ISOLATION: &str = "isolation";
+/// Longest life of new sandboxes.
+pub(crate) const LIFETIME: &str = "lifetime";
+/// Longest idle time of new sandboxes.
+pub(crate) const IDLE: &str = "idle";
+
+/// Every setting, in the order of the reference.
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: SOCKET,
+        variable: "PINFOLD_SOCKET",
+        flag: "--socket",
+        kind: Kind::Path,
+        default: "root: `/run/pinfold/pinfold.sock`; others: `$XDG_RUNTIME_DIR/pinfold/pinfold.sock`, \
+                  or `pinfold.sock` in the state directory",
+        meaning: "Unix socket that the daemon listens on.",
+    },
+    Setting {
+        key: STATE_DIR,
+        variable: "PINFOLD_STATE_DIR",
+        flag: "--state-dir",
+        kind: Kind::Path,
+        default: "root: `/var/lib/pinfold`; others: `$XDG_STATE_HOME/pinfold` or \
+                  `~/.local/state/pinfold`",
+        meaning: "Directory that holds the daemon's database, images, journals and disks.",
+    },
+    Setting {
+        key: AUTOSTART,
+        variable: "PINFOLD_AUTOSTART",
+        flag: "--no-start",
+        kind: Kind::Switch,
+        default: "`true`",
+        meaning: "Start a daemon when none answers.",
+    },
+    Setting {
+        key: START_TIMEOUT,
+        variable: "PINFOLD_START_TIMEOUT",
+        flag: "",
+        kind: Kind::Duration,
+        default: "`30s`",
+        meaning: "Longest time that a daemon may take to start.",
+    },
+    Setting {
+        key: CGROUP,
+        variable: "PINFOLD_CGROUP",
+        flag: "",
+        kind: Kind::Text,
+        default: "the daemon's own",
+        meaning: "Delegated control group for sandboxes, relative to the mount of each hierarchy.",
+    },
+    Setting {
+        key: LOG,
+        variable: "PINFOLD_LOG",
+        flag: "`serve --log`",
+        kind: Kind::Filter,
+        default: "`info`",
+        meaning: "What the daemon logs.",
+    },
+    Setting {
+        key: LOG_FORMAT,
+        variable: "PINFOLD_LOG_FORMAT",
+        flag: "`serve --log-format`",
+        kind: Kind::Word(&["text", "json"]),
+        default: "`text`",
+        meaning: "How the daemon writes its log.",
+    },
+    Setting {
+        key: JOURNAL_SIZE,
+        variable: "PINFOLD_JOURNAL_SIZE",
+        flag: "",
+        kind: Kind::Size,
+        default: "`64m`",
+        meaning: "Most bytes of output that are kept of one exec.",
+    },
+    Setting {
+        key: COLOR,
+        variable: "PINFOLD_COLOR",
+        flag: "--color",
+        kind: Kind::Word(&["auto", "always", "never"]),
+        default: "`auto`: on a terminal, unless `NO_COLOR` is set",
+        meaning: "When to print colours.",
+    },
+    Setting {
+        key: IMAGE,
+        variable: "PINFOLD_IMAGE",
+        flag: "`run --image`",
+        kind: Kind::Text,
+        default: "`host`",
+        meaning: "Image of new sandboxes.",
+    },
+    Setting {
+        key: CPUS,
+        variable: "PINFOLD_CPUS",
+        flag: "`run --cpus`",
+        kind: Kind::Cpus,
+        default: "the best that the host can give",
+        meaning: "CPU limit of new sandboxes.",
+    },
+    Setting {
+        key: MEMORY,
+        variable: "PINFOLD_MEMORY",
+        flag: "`run --memory`",
+        kind: Kind::Size,
+        default: "the best that the host can give",
+        meaning: "Memory limit of new sandboxes; swap counts to it.",
+    },
+    Setting {
+        key: PIDS,
+        variable: "PINFOLD_PIDS",
+        flag: "`run --pids`",
+        kind: Kind::Count,
+        default: "the best that the host can give",
+        meaning: "Most processes and threads of new sandboxes.",
+    },
+    Setting {
+        key: DISK,
+        variable: "PINFOLD_DISK",
+        flag: "`run --disk`",
+        kind: Kind::Size,
+        default: "the best that the host can give",
+        meaning: "Most bytes that new sandboxes may write to their disk.",
+    },
+    Setting {
+        key: ISOLATION,
+        variable: "PINFOLD_ISOLATION",
+        flag: "`run --isolation`",
+        kind: Kind::Isolation,
+        default: "`namespace`",
+        meaning: "Weakest isolation that new sandboxes may have.",
+    },
+    Setting {
+        key: LIFETIME,
+        variable: "PINFOLD_LIFETIME",
+        flag: "`run --lifetime`",
+        kind: Kind::Duration,
+        default: "for ever",
+        meaning: "Longest life of new sandboxes.",
+    },
+    Setting {
+        key: IDLE,
+        variable: "PINFOLD_IDLE",
+        flag: "`run --idle`",
+        kind: Kind::Duration,
+        default: "for ever",
+        meaning: "Longest time that new sandboxes may be idle.",
+    },
+];
+
+/// Variable that names the configuration file.
+pub(crate) const CONFIG_VARIABLE: &str = "PINFOLD_CONFIG";
+
+/// Variables that are read but are no settings.
+pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
+    (
+        CONFIG_VARIABLE,
+        "The configuration file; as the flag `--config`.",
+    ),
+    (
+        "PINFOLD_AGENT_BIN",
+        "Read when pinfold is built: a guest agent to embed instead of building one.",
+    ),
+    (
+        "PINFOLD_FIXTURES",
+        "Read by the tests: where their input files are.",
+    ),
+    (
+        "PINFOLD_KEEP_WORLD",
+        "Read by the tests: keep the files of each test.",
+    ),
+];
+
+/// Variables that the daemon is given when the command line starts it; it sees no others.
+///
+/// The first caller's environment may hold secrets, and the daemon outlives the caller.
+pub(crate) const DAEMON_VARIABLES: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+];
+
+/// Returns the setting with a key.
+pub(crate) fn setting(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// Returns whether a variable of ours is known.
+pub(crate) fn is_known_variable(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.variable == name)
+        || OTHER_VARIABLES.iter().any(|(other, _)| *other == name)
+}
+
+/// Writes the reference page.
+pub(crate) fn reference() -> String {
+    let mut page = String::from(
+        "# Configuration\n\n\
+         <!-- Made by `pinfold config reference` from crates/cli/src/environment.rs. -->\n\n\
+         A setting comes from, in rising precedence: its default, the configuration file, its\n\
+         environment variable, its flag. `pinfold config show --origin` prints each value and where it\n\
+         comes from.\n\n\
+         The file is `/etc/pinfold/config.yaml` for root and `$XDG_CONFIG_HOME/pinfold/config.yaml`\n\
+         (or `~/.config/pinfold/config.yaml`) for everybody else. It is a YAML mapping of keys to\n\
+         values:\n\n\
+         ```yaml\nimage: host\nmemory: 512m\nidle: 1h\n```\n\n\
+         A key that is not listed here is an error that names the file, the line and the column. An\n\
+         unknown variable that starts with `PINFOLD_` is warned about.\n\n\
+         ## Settings\n",
+    );
+    for setting in SETTINGS {
+        let flag = match setting.flag {
+            "" => "none".to_owned(),
+            text if text.starts_with('`') => text.to_owned(),
+            text => format!("`{text}`"),
+        };
+        let _infallible = write!(
+            page,
+            "\n### `{}`\n\n{}\n\n- Value: {}\n- Default: {}\n- Variable: `{}`\n- Flag: {flag}\n",
+            setting.key,
+            setting.meaning,
+            setting.kind.name(),
+            setting.default,
+            setting.variable,
+        );
+    }
+    page.push_str("\n## Other variables\n\n");
+    for (name, meaning) in OTHER_VARIABLES {
+        let _infallible = writeln!(page, "- `{name}`: {meaning}");
+    }
+    page.push_str(
+        "- `NO_COLOR`: Print no colours.\n\n\
+         A daemon that the command line starts is given the `PINFOLD_*` variables and these, and no\n\
+         others: ",
+    );
+    let names: Vec<String> = DAEMON_VARIABLES
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect();
+    page.push_str(&names.join(", "));
+    page.push_str(".\n");
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_variables_belong_together() {
+        for setting in SETTINGS {
+            let expected = format!("PINFOLD_{}", setting.key.to_ascii_uppercase());
+            assert_eq!(setting.variable, expected);
+            assert!(is_known_variable(setting.variable));
+        }
+        assert!(!is_known_variable("PINFOLD_SOKCET"));
+    }
+
+    #[test]
+    fn values_are_checked_by_kind() {
+        for (key, good, bad) in [
+            (AUTOSTART, "false", "no"),
+            (MEMORY, "256m", "lots"),
+            (CPUS, "0.5", "0"),
+            (PIDS, "64", "-1"),
+            (LIFETIME, "1h", "soon"),
+            (ISOLATION, "vm", "box"),
+            (COLOR, "never", "blue"),
+            (SOCKET, "/run/x", ""),
+            (LOG, "pinfold_engine=debug", "a=b=c"),
+        ] {
+            let kind = setting(key).unwrap().kind;
+            assert_eq!(kind.check(good), Ok(()), "{key}");
+            assert!(kind.check(bad).is_err(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The only place that writes to the terminal.
+//!
+//! Standard output is data; everything else goes to standard error. When the reader of standard
+//! output goes away, we end quietly like other tools do.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anstream::ColorChoice;
+use owo_colors::OwoColorize as _;
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// Longest line of a table where the width of the terminal is unknown.
+const WIDTH_DEFAULT: usize = 80;
+
+/// How to print.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    /// JSON instead of tables.
+    pub(crate) json: bool,
+    /// Neither progress nor notes.
+    pub(crate) quiet: bool,
+}
+
+/// Decides about colours once for the whole process.
+pub(crate) fn choose_color(word: Option<&str>) {
+    let choice = match word {
+        Some("always") => ColorChoice::Always,
+        Some("never") => ColorChoice::Never,
+        _ => ColorChoice::Auto,
+    };
+    choice.write_global();
+}
+
+/// Returns the width that a table may have: the terminal's, and none when nobody looks.
+pub(crate) fn table_width() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let width = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
+    Some(if width == 0 { WIDTH_DEFAULT } else { width })
+}
+
+impl Printer {
+    /// Writes data.
+    ///
+    /// # Errors
+    ///
+    /// Fails when standard output cannot be written.
+    pub(crate) fn data(self, text: &str) -> Result<(), CliError> {
+        let mut stdout = anstream::stdout().lock();
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .map_err(|error| output_error(&error))
+    }
+
+    /// Writes one line of data.
+    ///
+    /// # Errors
+    ///
+    /// Fails when standard output cannot be written.
+    pub(crate) fn line(self, text: &str) -> Result<(), CliError> {
+        self.data(&format!("{text}\n"))
+    }
+
+    /// Writes a value as JSON for people and programs.
+    ///
+    /// # Errors
+    ///
+    /// Fails when standard output cannot be written.
+    pub(crate) fn value(self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|error| CliError::new("failed to write JSON").caused_by(&error))?;
+        self.line(&text)
+    }
+
+    /// Says something by the way.
+    pub(crate) fn note(self, text: &str) {
+        if !self.quiet {
+            self.say(&format!("{} {}", "note:".cyan(), printable(text)));
+        }
+    }
+
+    /// Warns.
+    pub(crate) fn warn(self, text: &str) {
+        self.say(&format!(
+            "{} {}",
+            "warning:".yellow().bold(),
+            printable(text)
+        ));
+    }
+
+    /// Tells a failure: what, why, and what to do.
+    pub(crate) fn error(self, error: &CliError) {
+        if error.is_quiet() {
+            return;
+        }
+        let mut text = format!("{} {}", "error:".red().bold(), printable(error.message()));
+        for cause in error.causes() {
+            text.push_str(&format!("\n  {} {}", "caused by:".red(), printable(cause)));
+        }
+        if let Some(hint) = error.hint_text() {
+            text.push_str(&format!(
+                "\n\n{} {}",
+                "hint:".green().bold(),
+                printable(hint)
+            ));
+        }
+        self.say(&text);
+    }
+
+    fn say(self, text: &str) {
+        let mut stderr = anstream::stderr().lock();
+        // There is nobody left to tell when standard error is closed.
+        let _nobody_listens = writeln!(stderr, "{text}");
+    }
+}
+
+/// Turns a failure to write our output into what we end with.
+pub(crate) fn output_error(error: &io::Error) -> CliError {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        CliError::broken_pipe()
+    } else {
+        CliError::new("failed to write the output").caused_by(error)
+    }
+}
+
+/// Makes control characters visible: a message may hold text that a guest chose.
+pub(crate) fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' && character != '\t' {
+            clean.extend(character.escape_default());
+        } else {
+            clean.push(character);
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_text_cannot_drive_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\r"), "a\\u{1b}[31mb\\r");
+        assert_eq!(printable("höflich\n"), "höflich\n");
+    }
+}

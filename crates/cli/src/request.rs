@@ -1,0 +1,151 @@
+//! Turns options and settings into the request that creates a sandbox.
+
+use std::path::{Path, PathBuf};
+
+use pinfold_types::api::CreateSandboxRequest;
+use pinfold_types::spec::{Deadlines, Language, Resources, SandboxSpec};
+use pinfold_types::{ByteSize, MilliCpu, MountSpec};
+
+use crate::arguments::{PlaceOptions, SandboxOptions};
+use crate::config::Config;
+use crate::environment;
+use crate::error::CliError;
+use crate::program;
+
+/// Builds the request.
+///
+/// # Errors
+///
+/// Names the option that cannot be meant.
+pub(crate) fn build(
+    config: &Config,
+    options: &SandboxOptions,
+    place: &PlaceOptions,
+    language: Option<Language>,
+) -> Result<CreateSandboxRequest, CliError> {
+    let spec = SandboxSpec {
+        image: image(config, options)?,
+        language,
+        resources: resources(config, options)?,
+        env: program::environment(place)?,
+        workdir: place.workdir.clone(),
+        user: place.user.clone(),
+        mounts: mounts(options)?,
+        persist: options.persist,
+        volatile: false,
+        agent_tcp: options.agent_tcp,
+        isolation: options
+            .isolation
+            .or_else(|| {
+                let text = config.text(environment::ISOLATION)?;
+                environment::parse_isolation(text).ok()
+            })
+            .unwrap_or_default(),
+        labels: options.label.iter().cloned().collect(),
+        deadlines: Deadlines {
+            lifetime_ms: options
+                .lifetime
+                .or_else(|| config.duration_ms(environment::LIFETIME)),
+            lifetime_action: options.lifetime_action,
+            idle_ms: options
+                .idle
+                .or_else(|| config.duration_ms(environment::IDLE)),
+            idle_action: options.idle_action,
+        },
+    };
+    spec.check()
+        .map_err(|error| CliError::new(error.to_string()))?;
+    Ok(CreateSandboxRequest {
+        name: options.name.clone(),
+        spec,
+    })
+}
+
+/// An image that is a path is made absolute here: the daemon's directory is another one.
+fn image(config: &Config, options: &SandboxOptions) -> Result<String, CliError> {
+    let reference = options
+        .image
+        .as_deref()
+        .or_else(|| config.text(environment::IMAGE))
+        .unwrap_or("host");
+    let is_path = reference.contains('/') || Path::new(reference).exists();
+    if reference != "host" && is_path {
+        return text_of(&absolute(Path::new(reference))?);
+    }
+    Ok(reference.to_owned())
+}
+
+fn resources(config: &Config, options: &SandboxOptions) -> Result<Resources, CliError> {
+    let resources = Resources {
+        cpus: options
+            .cpus
+            .or_else(|| config.parsed::<MilliCpu>(environment::CPUS)),
+        memory: options
+            .memory
+            .or_else(|| config.parsed::<ByteSize>(environment::MEMORY)),
+        pids: options
+            .pids
+            .or_else(|| config.parsed::<u32>(environment::PIDS)),
+        disk: options
+            .disk
+            .or_else(|| config.parsed::<ByteSize>(environment::DISK)),
+        inodes: options.inodes,
+        cpu_request: options.cpu_request,
+        memory_request: options.memory_request,
+    };
+    resources
+        .check()
+        .map_err(|error| CliError::new(error.to_string()))?;
+    Ok(resources)
+}
+
+fn mounts(options: &SandboxOptions) -> Result<Vec<MountSpec>, CliError> {
+    let mut mounts = Vec::new();
+    for mount in &options.mount {
+        mounts.push(mount_of(
+            Path::new(&mount.source),
+            &mount.target,
+            mount.writable,
+        )?);
+    }
+    if let Some(directory) = &options.input {
+        mounts.push(mount_of(directory, "/in", false)?);
+    }
+    if let Some(directory) = &options.output {
+        std::fs::create_dir_all(directory).map_err(|error| {
+            CliError::new(format!(
+                "failed to make the directory {}",
+                directory.display()
+            ))
+            .caused_by(&error)
+        })?;
+        mounts.push(mount_of(directory, "/out", true)?);
+    }
+    Ok(mounts)
+}
+
+fn mount_of(source: &Path, target: &str, writable: bool) -> Result<MountSpec, CliError> {
+    let source = absolute(source)?;
+    std::fs::symlink_metadata(&source).map_err(|error| {
+        CliError::new(format!("failed to show {} at {target}", source.display()))
+            .caused_by(&error)
+            .hint("the part before the colon is a path on this host")
+    })?;
+    Ok(MountSpec {
+        source: text_of(&source)?,
+        target: target.to_owned(),
+        writable,
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|error| {
+        CliError::new(format!("failed to resolve the path {}", path.display())).caused_by(&error)
+    })
+}
+
+fn text_of(path: &Path) -> Result<String, CliError> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| CliError::new(format!("the path {} is not UTF-8", path.display())))
+}

@@ -1,0 +1,95 @@
+//! Says why a program ended when its exit code alone does not.
+
+use pinfold_types::api::Sandbox;
+use pinfold_types::{ErrorCode, ExecExit};
+
+use crate::error::CliError;
+use crate::signals;
+use crate::view;
+
+/// Returns what to say about an end, and what to do about it.
+///
+/// `tail` is the end of the program's standard error: a full disk and a full process table are seen
+/// by the program alone.
+pub(crate) fn explain(
+    exit: &ExecExit,
+    sandbox: &Sandbox,
+    timeout_ms: Option<u64>,
+    tail: &str,
+) -> Option<CliError> {
+    let limit = |name: &str| {
+        let granted = sandbox.granted.as_ref()?;
+        granted.limits.get(name).cloned()
+    };
+    let resources = &sandbox.spec.resources;
+    if exit.timed_out {
+        let after = timeout_ms.map_or_else(
+            || "its time-out".to_owned(),
+            |ms| {
+                format!(
+                    "the time-out of {}",
+                    view::duration(i64::try_from(ms).unwrap_or(0))
+                )
+            },
+        );
+        return Some(
+            CliError::new(format!("the program was ended by {after}"))
+                .hint("give it more time with --timeout"),
+        );
+    }
+    if exit.out_of_memory {
+        let size = resources
+            .memory
+            .map(|memory| memory.to_string())
+            .or_else(|| limit("memory"))
+            .map_or_else(String::new, |size| format!(" of {size}"));
+        return Some(
+            CliError::new(format!("the program was ended by the memory limit{size}"))
+                .hint("raise it with --memory"),
+        );
+    }
+    if exit.lost {
+        return Some(CliError::of_api(
+            ErrorCode::InstanceGone,
+            "the sandbox ended before the program did",
+            Some(format!("`pinfold status {}` says why", sandbox.name)),
+        ));
+    }
+    if exit.code == Some(0) {
+        return None;
+    }
+    if tail.contains("No space left on device") {
+        let size = resources
+            .disk
+            .map(|disk| disk.to_string())
+            .or_else(|| limit("disk"))
+            .map_or_else(String::new, |size| format!(" of {size}"));
+        return Some(
+            CliError::new(format!("the program filled the disk limit{size}"))
+                .hint("raise it with --disk; /tmp counts to --memory"),
+        );
+    }
+    let forks = [
+        "Resource temporarily unavailable",
+        "can't start new thread",
+        "Cannot fork",
+    ];
+    if forks.iter().any(|text| tail.contains(text)) {
+        let count = resources
+            .pids
+            .map(|pids| pids.to_string())
+            .or_else(|| limit("pids"))
+            .map_or_else(String::new, |count| format!(" of {count}"));
+        return Some(
+            CliError::new(format!(
+                "the program may have reached the process limit{count}"
+            ))
+            .hint("raise it with --pids"),
+        );
+    }
+    let signal = exit.signal?;
+    let name = signals::name(signal).map_or_else(String::new, |name| format!(" ({name})"));
+    Some(CliError::new(format!(
+        "the program was ended by signal {signal}{name}"
+    )))
+}

@@ -1,0 +1,333 @@
+//! A tar stream from a sandbox into a host directory.
+//!
+//! The stream may say anything. Every path is resolved beneath the destination without following a
+//! link, so nothing outside it is ever written; setuid bits, owners and devices are never taken.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write as _};
+use std::path::{Component, Path, PathBuf};
+
+use pinfold_linux::beneath::{Beneath, BeneathError, set_mode};
+use rustix::fs::Mode;
+use tar::{Archive, EntryType};
+
+/// Most entries of one copy: ten million files, far above any source tree, end a hostile stream.
+const ENTRIES_MAX: u64 = 10_000_000;
+
+/// Longest path of an entry in bytes, as the kernel has it.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// Permission bits that are copied.
+const MODE_COPIED: u32 = 0o777;
+
+/// What was unpacked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unpacked {
+    /// Files, directories and links.
+    pub(crate) entries: u64,
+    /// What was left out, one line each.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Why a stream could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnpackError {
+    /// The stream is no tar stream, or it ended early.
+    #[error("failed to read what the sandbox sent")]
+    Stream(#[source] io::Error),
+    /// A path leaves the destination, is absolute or too long.
+    #[error("the sandbox sent the path `{}`, which leads out of the destination", .0.display())]
+    Outside(PathBuf),
+    /// There are too many entries.
+    #[error("the sandbox sent more than {ENTRIES_MAX} entries")]
+    TooMany,
+    /// The host's file system refused.
+    #[error("failed to write on this host")]
+    Host(#[source] BeneathError),
+    /// Data could not be written.
+    #[error("failed to write `{}`", path.display())]
+    Data {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<BeneathError> for UnpackError {
+    fn from(error: BeneathError) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// Unpacks a stream into `directory`; its top entry gets the name `name`.
+///
+/// # Errors
+///
+/// Fails on anything that is not a plain tree beneath one top entry. What was unpacked before
+/// stays.
+pub(crate) fn unpack(
+    stream: impl Read,
+    directory: &Path,
+    name: &OsString,
+    progress: &dyn Fn(u64),
+) -> Result<Unpacked, UnpackError> {
+    let root = Beneath::open(directory)?;
+    let mut archive = Archive::new(stream);
+    let mut done = Unpacked::default();
+    let mut seen: u64 = 0;
+    // A directory that its owner may not write gets its mode last.
+    let mut directories: Vec<(PathBuf, u32)> = Vec::new();
+    for entry in archive.entries().map_err(UnpackError::Stream)? {
+        let mut entry = entry.map_err(UnpackError::Stream)?;
+        seen += 1;
+        if seen > ENTRIES_MAX {
+            return Err(UnpackError::TooMany);
+        }
+        let sent = entry.path().map_err(UnpackError::Stream)?.into_owned();
+        let Some(path) = placed(&sent, name)? else {
+            continue;
+        };
+        let mode = entry.header().mode().unwrap_or(0o644) & MODE_COPIED;
+        let target = entry.link_name().map_err(UnpackError::Stream)?;
+        let target = target.map(std::borrow::Cow::into_owned);
+        let kind = entry.header().entry_type();
+        if let Some(parent) = path
+            .parent()
+            .filter(|parent| parent.components().next().is_some())
+        {
+            root.mkdir_all(parent, Mode::from_raw_mode(0o755))?;
+        }
+        match (kind, target) {
+            (EntryType::Directory, _) => {
+                root.mkdir_all(&path, Mode::from_raw_mode(0o700))?;
+                directories.push((path, mode));
+            }
+            (EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse, _) => {
+                write_file(&root, &path, mode, &mut entry, progress)?;
+            }
+            (EntryType::Symlink, Some(target)) => {
+                clear(&root, &path)?;
+                root.symlink(&target, &path)?;
+            }
+            (EntryType::Link, Some(target)) => {
+                if let Some(existing) = placed(&target, name)? {
+                    clear(&root, &path)?;
+                    root.hard_link(&existing, &path)?;
+                }
+            }
+            _ => {
+                done.notes.push(format!(
+                    "{} is a special file and was left out",
+                    path.display()
+                ));
+                continue;
+            }
+        }
+        done.entries += 1;
+    }
+    for (path, mode) in directories.iter().rev() {
+        let file = root.open_file(path, rustix::fs::OFlags::DIRECTORY)?;
+        let data = |source| UnpackError::Data {
+            path: path.clone(),
+            source,
+        };
+        set_mode(std::os::fd::AsFd::as_fd(&file), Mode::from_raw_mode(*mode)).map_err(data)?;
+    }
+    Ok(done)
+}
+
+/// Puts an entry beneath the name that the copy gets; `None` for the stream's own root.
+fn placed(sent: &Path, name: &OsString) -> Result<Option<PathBuf>, UnpackError> {
+    let outside = || UnpackError::Outside(sent.to_owned());
+    if sent.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(outside());
+    }
+    let mut parts = Vec::new();
+    for component in sent.components() {
+        match component {
+            Component::Normal(part) => parts.push(part),
+            Component::CurDir => {}
+            Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
+                return Err(outside());
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let below = parts.iter().skip(1);
+    Ok(Some(
+        below.fold(PathBuf::from(name), |path, part| path.join(part)),
+    ))
+}
+
+/// Makes room for a file: what is there goes, but a directory with something in it stays.
+fn clear(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
+    match root.remove_file(path) {
+        Err(error) if error.source.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn write_file(
+    root: &Beneath,
+    path: &Path,
+    mode: u32,
+    data: &mut impl Read,
+    progress: &dyn Fn(u64),
+) -> Result<(), UnpackError> {
+    clear(root, path)?;
+    let mut file = std::fs::File::from(root.create_file(path, Mode::from_raw_mode(0o600))?);
+    let failed = |source| UnpackError::Data {
+        path: path.to_owned(),
+        source,
+    };
+    let mut buffer = vec![0u8; super::CHUNK_BYTES];
+    loop {
+        let count = data.read(&mut buffer).map_err(UnpackError::Stream)?;
+        let Some(part) = buffer.get(..count).filter(|part| !part.is_empty()) else {
+            break;
+        };
+        file.write_all(part).map_err(failed)?;
+        progress(count as u64);
+    }
+    set_mode(std::os::fd::AsFd::as_fd(&file), Mode::from_raw_mode(mode)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+
+    use tar::{Builder, Header};
+
+    use super::*;
+    use crate::tarball::pack;
+
+    fn stream(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+        let mut builder = Builder::new(Vec::new());
+        for (path, kind, content) in entries {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(0o4755);
+            // Written by hand: the crate itself refuses to make hostile paths.
+            header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+            let data = if *kind == EntryType::Regular {
+                content.as_bytes()
+            } else {
+                header.as_mut_bytes()[157..157 + content.len()].copy_from_slice(content.as_bytes());
+                &[]
+            };
+            header.set_size(data.len() as u64);
+            header.set_cksum();
+            builder.append(&header, data).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn into(
+        directory: &Path,
+        entries: &[(&str, EntryType, &str)],
+    ) -> Result<Unpacked, UnpackError> {
+        unpack(
+            stream(entries).as_slice(),
+            directory,
+            &"copy".into(),
+            &|_| {},
+        )
+    }
+
+    #[test]
+    fn a_tree_comes_out_as_it_went_in() {
+        let from = tempfile::tempdir().unwrap();
+        let tree = from.path().join("tree");
+        std::fs::create_dir_all(tree.join("empty")).unwrap();
+        std::fs::write(tree.join("file"), "content").unwrap();
+        std::fs::set_permissions(tree.join("file"), PermissionsExt::from_mode(0o4750)).unwrap();
+        std::os::unix::fs::symlink("/nowhere", tree.join("link")).unwrap();
+        std::fs::create_dir(tree.join("locked")).unwrap();
+        std::fs::write(tree.join("locked/inner"), vec![7; 200_000]).unwrap();
+        std::fs::set_permissions(tree.join("locked"), PermissionsExt::from_mode(0o555)).unwrap();
+        let mut bytes = Vec::new();
+        assert_eq!(
+            pack(&tree, "tree", &mut bytes, &|_| {}).unwrap(),
+            Vec::<String>::new()
+        );
+
+        let to = tempfile::tempdir().unwrap();
+        let done = unpack(bytes.as_slice(), to.path(), &"other".into(), &|_| {}).unwrap();
+        assert_eq!((done.entries, done.notes.len()), (6, 0));
+        let other = to.path().join("other");
+        assert_eq!(std::fs::read(other.join("file")).unwrap(), b"content");
+        assert_eq!(
+            std::fs::metadata(other.join("file")).unwrap().mode() & 0o7777,
+            0o750
+        );
+        assert_eq!(
+            std::fs::read_link(other.join("link")).unwrap(),
+            Path::new("/nowhere")
+        );
+        assert_eq!(
+            std::fs::read(other.join("locked/inner")).unwrap().len(),
+            200_000
+        );
+        assert_eq!(
+            std::fs::metadata(other.join("locked")).unwrap().mode() & 0o777,
+            0o555
+        );
+    }
+
+    #[test]
+    fn nothing_outside_the_destination_is_written() {
+        let place = tempfile::tempdir().unwrap();
+        let to = place.path().join("to");
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(place.path().join("secret"), "kept").unwrap();
+        let regular = EntryType::Regular;
+        let attacks: &[&[(&str, EntryType, &str)]] = &[
+            &[("../secret", regular, "x")],
+            &[("a/../../secret", regular, "x")],
+            &[("/etc/pinfold-attack", regular, "x")],
+            &[
+                ("a/up", EntryType::Symlink, ".."),
+                ("a/up/up/secret", regular, "x"),
+            ],
+            &[
+                ("a/link", EntryType::Symlink, "../../secret"),
+                ("a/hard", EntryType::Link, "a/link/x"),
+            ],
+            &[("a/hard", EntryType::Link, "../secret")],
+        ];
+        for attack in attacks {
+            assert!(into(&to, attack).is_err(), "{attack:?}");
+        }
+        // Writing to a link replaces the link.
+        let done = into(
+            &to,
+            &[
+                ("a/link", EntryType::Symlink, "../../secret"),
+                ("a/link", regular, "new"),
+                ("a/device", EntryType::Char, ""),
+            ],
+        );
+        assert_eq!(done.unwrap().notes.len(), 1);
+        assert_eq!(std::fs::read(place.path().join("secret")).unwrap(), b"kept");
+        let link = to.join("copy/link");
+        assert_eq!(std::fs::read(&link).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&link).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn a_cut_stream_is_an_error() {
+        let to = tempfile::tempdir().unwrap();
+        let whole = stream(&[("a/file", EntryType::Regular, &"x".repeat(3000))]);
+        for length in [100, 600, 1500] {
+            let cut = whole.get(..length).unwrap();
+            assert!(
+                unpack(cut, to.path(), &"copy".into(), &|_| {}).is_err(),
+                "{length}"
+            );
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What each verb does, as a client of the public API.
+
+mod config;
+mod copy;
+mod create;
+mod doctor;
+mod exec;
+mod lifecycle;
+mod logs;
+mod run;
+mod show;
+
+use crate::arguments::Verb;
+use crate::autostart;
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{CliError, exit_code};
+use crate::printer::Printer;
+
+/// Performs a verb; answers the exit code.
+///
+/// # Errors
+///
+/// Returns what failed, to be told.
+pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Result<u8, CliError> {
+    match &verb {
+        Verb::Config(arguments) => return config::config(arguments, &config, printer),
+        Verb::Completion(arguments) => return config::completion(arguments, printer),
+        Verb::Doctor => return doctor::doctor(config, printer).await,
+        Verb::Status(targets) if targets.names.is_empty() && !targets.all => {
+            if !config.autostart() && !autostart::answers(&config)? {
+                return show::no_daemon(&config, printer);
+            }
+        }
+        _ => {}
+    }
+    let context = Context::connect(config, printer).await?;
+    match verb {
+        Verb::Run(arguments) => run::run(&context, &arguments).await,
+        Verb::Create(arguments) => create::create(&context, &arguments).await,
+        Verb::Start(targets) => lifecycle::start(&context, &targets).await,
+        Verb::Stop(arguments) => lifecycle::stop(&context, &arguments).await,
+        Verb::Rm(arguments) => lifecycle::remove(&context, &arguments).await,
+        Verb::Pause(targets) => lifecycle::pause(&context, &targets).await,
+        Verb::Resume(targets) => lifecycle::resume(&context, &targets).await,
+        Verb::List(arguments) => show::list(&context, &arguments).await,
+        Verb::Status(targets) => show::status(&context, &targets).await,
+        Verb::Report => show::report(&context).await,
+        Verb::Metrics(arguments) => show::metrics(&context, &arguments).await,
+        Verb::Exec(arguments) => exec::exec(&context, &arguments).await,
+        Verb::Logs(arguments) => logs::logs(&context, &arguments).await,
+        Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
+        Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) | Verb::Doctor => {
+            Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))
+        }
+    }
+}
