@@ -10,9 +10,11 @@ use hyper::body::Incoming;
 use pinfold_types::ExecId;
 use pinfold_types::api::{
     CreateLine, CreateSandboxRequest, DoctorReport, Exec, ExecList, ExecRequest, ExecResult,
-    Health, ListQuery, Metrics, Report, Sandbox, SandboxList, SignalRequest, StopRequest, Version,
+    Health, ListQuery, Metrics, Removed, Report, Sandbox, SandboxList, SignalRequest, StopRequest,
+    Version,
 };
 use pinfold_types::exec::TerminalSize;
+use pinfold_types::frame::FRAME_BYTES_MAX;
 
 use crate::error::ClientError;
 use crate::query::Target;
@@ -223,10 +225,10 @@ impl Client {
     /// # Errors
     ///
     /// Returns [`ClientError`].
-    pub async fn remove(&self, sandbox: &str, keep_persist: bool) -> Result<()> {
+    pub async fn remove(&self, sandbox: &str, keep_persist: bool) -> Result<Removed> {
         let target = Target::sandbox(sandbox, "").flag("keep_persist", keep_persist);
         let call = Call::new(Method::DELETE, &target).within(LIFECYCLE_MAX);
-        self.transport.send(call).await.map(drop)
+        self.transport.fetch(call).await
     }
 
     /// Returns what the agent of a sandbox says of it.
@@ -284,7 +286,8 @@ impl Client {
         self.get_json(&exec_target(sandbox, exec_id, "")).await
     }
 
-    /// Writes to the standard input of an exec; with `end` closes it afterwards.
+    /// Writes to the standard input of an exec, in as many requests as that needs; with `end`
+    /// closes it afterwards.
     ///
     /// # Errors
     ///
@@ -293,13 +296,20 @@ impl Client {
         &self,
         sandbox: &str,
         exec_id: &ExecId,
-        data: Bytes,
+        mut data: Bytes,
         end: bool,
     ) -> Result<()> {
-        let target = exec_target(sandbox, exec_id, "/input").flag("end", end);
-        // A program that does not read its input decides how long this takes.
-        let call = Call::new(Method::POST, &target).body(whole(data)).patient();
-        self.transport.send(call).await.map(drop)
+        loop {
+            let part = data.split_to(data.len().min(FRAME_BYTES_MAX));
+            let last = data.is_empty();
+            let target = exec_target(sandbox, exec_id, "/input").flag("end", end && last);
+            // A program that does not read its input decides how long this takes.
+            let call = Call::new(Method::POST, &target).body(whole(part)).patient();
+            self.transport.send(call).await.map(drop)?;
+            if last {
+                return Ok(());
+            }
+        }
     }
 
     /// Tells the terminal of an exec its size.

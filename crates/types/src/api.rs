@@ -76,6 +76,15 @@ pub struct SandboxList {
     pub next: Option<SandboxId>,
 }
 
+/// Answer of `DELETE /v1/sandboxes/{id}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Removed {
+    /// Where the persist directory is kept on the host, when it was asked for and there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persist: Option<String>,
+}
+
 /// `POST /v1/sandboxes/{id}/stop`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -125,6 +125,11 @@ typed_id!(
     ExecId,
     'x'
 );
+typed_id!(
+    /// Identifies one request to the daemon, in its answer and in the log.
+    RequestId,
+    'r'
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,295 @@
+//! Routes about processes inside a sandbox.
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use pinfold_engine::EventReader;
+use pinfold_types::api::{
+    Exec, ExecList, ExecRequest, ExecResult, SignalRequest, format_time_ms, now_ms,
+};
+use pinfold_types::exec::{TerminalSize, encode_output};
+use pinfold_types::{ErrorCode, EventKind, ExecExit, OutputStream};
+
+use crate::error::ApiError;
+use crate::query::Query;
+use crate::request::{Asked, ExecTarget, JsonBody, RawBody, Target};
+use crate::router::Api;
+
+/// Most bytes of standard output and of standard error, each, in the answer to a synchronous exec;
+/// the journal has the rest.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// Most bytes of all commands in a list of execs: each may be a megabyte and there may be a thousand.
+const LIST_BYTES_MAX: usize = 4 << 20;
+
+/// Runs a program and answers when it has ended, or at once when that was asked for.
+///
+/// The program goes on when the caller breaks off.
+pub(crate) async fn exec(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<ExecRequest>,
+) -> Result<Response, ApiError> {
+    if request.asynchronous {
+        let exec = begin(&api, asked, target, request).await?;
+        return Ok((StatusCode::ACCEPTED, Json(exec)).into_response());
+    }
+    if request.stdin {
+        return Err(
+            ApiError::invalid("`stdin` needs an exec whose id is known while it runs")
+                .hint("set `async`, then attach to the exec"),
+        );
+    }
+    let exec = begin(&api, asked.clone(), target.clone(), request).await?;
+    let reader = api
+        .engine
+        .exec_events(&asked.caller, &target, &exec.exec_id, 0, true)
+        .await?;
+    let gathered = tokio::select! {
+        gathered = gather(reader) => gathered?,
+        () = api.shutdown.cancelled() => {
+            return Err(ApiError::shutting_down()
+                .details(serde_json::json!({ "exec_id": exec.exec_id })));
+        }
+    };
+    Ok(Json(gathered.result(exec)).into_response())
+}
+
+pub(crate) async fn start(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<ExecRequest>,
+) -> Result<(StatusCode, Json<Exec>), ApiError> {
+    let exec = begin(&api, asked, target, request).await?;
+    Ok((StatusCode::CREATED, Json(exec)))
+}
+
+async fn begin(
+    api: &Api,
+    asked: Asked,
+    target: String,
+    request: ExecRequest,
+) -> Result<Exec, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move {
+        engine
+            .exec_start(&asked.caller, &target, request.into())
+            .await
+    })
+    .await
+}
+
+/// What a program has written, up to the limit.
+#[derive(Debug, Default)]
+struct Gathered {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    truncated: bool,
+    exit: ExecExit,
+    ended_ms: i64,
+}
+
+/// Reads a journal to its exit.
+async fn gather(mut reader: EventReader) -> Result<Gathered, ApiError> {
+    let mut gathered = Gathered::default();
+    while let Some(event) = reader.next().await {
+        let event = event?;
+        match event.kind {
+            EventKind::Start { .. } => {}
+            EventKind::Output { stream, data } => gathered.take(stream, &data),
+            EventKind::Dropped { .. } => gathered.truncated = true,
+            EventKind::Exit(exit) => {
+                gathered.exit = exit;
+                gathered.ended_ms = event.time_ms;
+                return Ok(gathered);
+            }
+        }
+    }
+    Err(ApiError::new(
+        ErrorCode::Internal,
+        "a journal ended without an exit",
+    ))
+}
+
+impl Gathered {
+    fn take(&mut self, stream: OutputStream, data: &[u8]) {
+        let kept = match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        };
+        let room = OUTPUT_BYTES_MAX - kept.len();
+        let fitting = data.get(..room).unwrap_or(data);
+        kept.extend_from_slice(fitting);
+        self.truncated |= fitting.len() < data.len();
+    }
+
+    fn result(mut self, exec: Exec) -> ExecResult {
+        if self.truncated {
+            cut_character(&mut self.stdout);
+            cut_character(&mut self.stderr);
+        }
+        let (stdout, stdout_encoding) = encode_output(&self.stdout);
+        let (stderr, stderr_encoding) = encode_output(&self.stderr);
+        let ended_ms = if self.ended_ms == 0 {
+            now_ms()
+        } else {
+            self.ended_ms
+        };
+        ExecResult {
+            exec_id: exec.exec_id,
+            exit_code: self.exit.shell_code(),
+            exit: self.exit,
+            stdout,
+            stdout_encoding,
+            stderr,
+            stderr_encoding,
+            truncated: self.truncated,
+            started_at: exec.started_at,
+            ended_at: format_time_ms(ended_ms),
+        }
+    }
+}
+
+/// Takes away the part of a character that truncation left at the end, so that text stays text.
+fn cut_character(bytes: &mut Vec<u8>) {
+    if let Err(error) = std::str::from_utf8(bytes)
+        && error.error_len().is_none()
+    {
+        bytes.truncate(error.valid_up_to());
+    }
+}
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<ExecList>, ApiError> {
+    let mut list = api.engine.exec_list(&asked.caller, &target).await?;
+    drop_oldest(&mut list);
+    Ok(Json(list))
+}
+
+/// Leaves out the oldest execs when the list would be too large.
+fn drop_oldest(list: &mut ExecList) {
+    let mut size = 0usize;
+    let fitting = list
+        .execs
+        .iter()
+        .rev()
+        .take_while(|exec| {
+            size = size.saturating_add(exec.command.iter().map(|word| word.len() + 8).sum());
+            size <= LIST_BYTES_MAX
+        })
+        .count()
+        .max(1);
+    let extra = list.execs.len().saturating_sub(fitting);
+    list.execs.drain(..extra);
+}
+
+pub(crate) async fn get(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    ExecTarget(exec_id): ExecTarget,
+) -> Result<Json<Exec>, ApiError> {
+    let exec = api
+        .engine
+        .exec_get(&asked.caller, &target, &exec_id)
+        .await?;
+    Ok(Json(exec))
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one for each part of the request"
+)]
+pub(crate) async fn input(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    ExecTarget(exec_id): ExecTarget,
+    RawQuery(query): RawQuery,
+    RawBody(data): RawBody,
+) -> Result<StatusCode, ApiError> {
+    let query = Query::read(query.as_deref(), &["end"], &[])?;
+    let end = query.flag("end")?.unwrap_or(false);
+    api.engine
+        .exec_input(&asked.caller, &target, &exec_id, data, end)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn resize(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    ExecTarget(exec_id): ExecTarget,
+    JsonBody(size): JsonBody<TerminalSize>,
+) -> Result<StatusCode, ApiError> {
+    api.engine
+        .exec_resize(&asked.caller, &target, &exec_id, size)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn signal(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    ExecTarget(exec_id): ExecTarget,
+    JsonBody(request): JsonBody<SignalRequest>,
+) -> Result<StatusCode, ApiError> {
+    api.engine
+        .exec_signal(&asked.caller, &target, &exec_id, request)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_keeps_the_newest() {
+        let exec = |length: usize| Exec {
+            exec_id: pinfold_types::ExecId::new(),
+            sandbox_id: pinfold_types::SandboxId::new(),
+            command: vec!["x".repeat(length)],
+            started_at: String::new(),
+            ended_at: None,
+            exit: None,
+            last_seq: 0,
+        };
+        let mut list = ExecList {
+            execs: vec![exec(1), exec(LIST_BYTES_MAX), exec(2), exec(3)],
+        };
+        drop_oldest(&mut list);
+        let lengths: Vec<usize> = list.execs.iter().map(|e| e.command[0].len()).collect();
+        assert_eq!(lengths, [2, 3]);
+        let mut single = ExecList {
+            execs: vec![exec(LIST_BYTES_MAX + 1)],
+        };
+        drop_oldest(&mut single);
+        assert_eq!(single.execs.len(), 1);
+        drop_oldest(&mut ExecList { execs: Vec::new() });
+    }
+
+    #[test]
+    fn output_is_cut_at_its_limit_and_between_characters() {
+        let mut gathered = Gathered::default();
+        gathered.take(OutputStream::Stdout, &vec![b'a'; OUTPUT_BYTES_MAX - 1]);
+        assert!(!gathered.truncated);
+        gathered.take(OutputStream::Stdout, "äb".as_bytes());
+        gathered.take(OutputStream::Stdout, b"more");
+        assert!(gathered.truncated);
+        assert_eq!(gathered.stdout.len(), OUTPUT_BYTES_MAX);
+        cut_character(&mut gathered.stdout);
+        assert_eq!(gathered.stdout.len(), OUTPUT_BYTES_MAX - 1);
+        let mut binary = vec![0xff, b'a'];
+        cut_character(&mut binary);
+        assert_eq!(binary.len(), 2);
+    }
+}

@@ -1,0 +1,360 @@
+//! Routes about files inside a sandbox; content is streamed both ways and never held whole.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, Request, State};
+use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use pinfold_engine::{AgentClient, WriteFile};
+use pinfold_types::api::{
+    FileInfo, FileList, FileWritten, MakeDirectoryRequest, PAGE_ENTRIES_MAX, RenameRequest,
+    Unpacked,
+};
+use pinfold_types::spec::check_guest_path;
+
+use crate::body::{self, Upload};
+use crate::error::ApiError;
+use crate::query::Query;
+use crate::request::{Asked, JsonBody, Target};
+use crate::router::Api;
+
+/// Permission bits of a new directory when none are given.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// What a file's kind is called when its content can be read.
+const KIND_FILE: &str = "file";
+
+pub(crate) async fn read(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["path"], &[])?;
+    let path = guest_path(&query)?;
+    let agent = agent(&api, &asked, &target).await?;
+    let info = agent.stat(path, true).await?;
+    if info.kind != KIND_FILE {
+        return Err(
+            ApiError::invalid(format!("`{path}` is a {}, not a file", info.kind))
+                .hint("GET …/files/tar packs directories"),
+        );
+    }
+    let part = requested_part(&headers, info.size)?;
+    let chunks = body::first_chunk(agent.read_file(path, part.offset, part.length)).await?;
+    let content = body::download(chunks, asked.request_id);
+    Ok(part.response(content, info.size))
+}
+
+/// Which part of a file an answer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    offset: u64,
+    /// 0 is to the end, wherever that is: files of `/proc` say that they are empty.
+    length: u64,
+    /// It is less than the whole.
+    partial: bool,
+}
+
+impl Part {
+    fn response(self, content: Body, size: u64) -> Response {
+        let mut response = Response::new(content);
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        if self.length > 0 {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.length));
+        }
+        if self.partial {
+            let last = self.offset + self.length - 1;
+            if let Ok(range) = HeaderValue::try_from(format!("bytes {}-{last}/{size}", self.offset))
+            {
+                headers.insert(CONTENT_RANGE, range);
+            }
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        response
+    }
+}
+
+/// Reads a `Range` header. What is not one range of bytes is ignored, as HTTP has it.
+fn requested_part(headers: &HeaderMap, size: u64) -> Result<Part, ApiError> {
+    let whole = Part {
+        offset: 0,
+        length: size,
+        partial: false,
+    };
+    let range = headers
+        .get(RANGE)
+        .and_then(|range| range.to_str().ok()?.trim().strip_prefix("bytes="))
+        .and_then(|range| range.split_once('-'));
+    let Some((first, last)) = range else {
+        return Ok(whole);
+    };
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let (offset, end) = match (first.trim().is_empty(), last.trim().is_empty()) {
+        (false, true) => (number(first), Some(size)),
+        (false, false) => (number(first), number(last).map(|l| l.saturating_add(1))),
+        (true, false) => (number(last).map(|n| size.saturating_sub(n)), Some(size)),
+        (true, true) => (None, None),
+    };
+    let (Some(offset), Some(end)) = (offset, end) else {
+        return Ok(whole);
+    };
+    let end = end.min(size);
+    if offset >= end {
+        return Err(
+            ApiError::invalid(format!("the range is outside the file's {size} bytes"))
+                .status(StatusCode::RANGE_NOT_SATISFIABLE)
+                .details(serde_json::json!({ "size": size })),
+        );
+    }
+    Ok(Part {
+        offset,
+        length: end - offset,
+        partial: true,
+    })
+}
+
+pub(crate) async fn write(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<Json<FileWritten>, ApiError> {
+    let mut body = request.into_body();
+    let prepared = async {
+        let file = file_to_write(query.as_deref())?;
+        Ok::<_, ApiError>((file, agent(&api, &asked, &target).await?))
+    };
+    let (file, agent) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            body::discard(&mut body).await;
+            return Err(error);
+        }
+    };
+    let (upload, content) = Upload::new(body);
+    let (written, ()) = tokio::join!(agent.write_file(file, content), upload.pump());
+    Ok(Json(FileWritten { bytes: written? }))
+}
+
+fn file_to_write(query: Option<&str>) -> Result<WriteFile, ApiError> {
+    let known = ["path", "mode", "user", "parents", "offset"];
+    let query = Query::read(query, &known, &[])?;
+    let offset: Option<u64> = query.parsed("offset")?;
+    Ok(WriteFile {
+        path: guest_path(&query)?.to_owned(),
+        mode: query.octal("mode")?.unwrap_or(0),
+        in_place: offset.is_some(),
+        offset: offset.unwrap_or(0),
+        user: query.get("user").unwrap_or_default().to_owned(),
+        make_parents: query.flag("parents")?.unwrap_or(false),
+    })
+}
+
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<StatusCode, ApiError> {
+    let query = Query::read(query.as_deref(), &["path", "recursive", "missing_ok"], &[])?;
+    let path = guest_path(&query)?;
+    let recursive = query.flag("recursive")?.unwrap_or(false);
+    let missing_ok = query.flag("missing_ok")?.unwrap_or(false);
+    let agent = agent(&api, &asked, &target).await?;
+    agent.remove(path, recursive, missing_ok).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn stat(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Json<FileInfo>, ApiError> {
+    let query = Query::read(query.as_deref(), &["path", "follow"], &[])?;
+    let path = guest_path(&query)?;
+    let follow = query.flag("follow")?.unwrap_or(false);
+    let agent = agent(&api, &asked, &target).await?;
+    Ok(Json(agent.stat(path, follow).await?))
+}
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Json<FileList>, ApiError> {
+    let query = Query::read(query.as_deref(), &["path", "after", "limit"], &[])?;
+    let path = guest_path(&query)?;
+    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
+    let limit = u32::try_from(limit)
+        .ok()
+        .filter(|entries| (1..=PAGE_ENTRIES_MAX).contains(&limit) && *entries > 0)
+        .ok_or_else(|| {
+            ApiError::invalid(format!(
+                "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
+            ))
+        })?;
+    let agent = agent(&api, &asked, &target).await?;
+    let after = query.get("after").unwrap_or_default();
+    let (entries, more) = agent.list_directory(path, after, limit).await?;
+    let next = match entries.last() {
+        Some(last) if more => Some(last.name.clone()),
+        _ => None,
+    };
+    Ok(Json(FileList { entries, next }))
+}
+
+pub(crate) async fn make_directory(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<MakeDirectoryRequest>,
+) -> Result<StatusCode, ApiError> {
+    check(&request.path)?;
+    let agent = agent(&api, &asked, &target).await?;
+    let mode = request.mode.unwrap_or(DIRECTORY_MODE);
+    agent
+        .make_directory(&request.path, mode, request.parents)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn rename(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<RenameRequest>,
+) -> Result<StatusCode, ApiError> {
+    check(&request.from)?;
+    check(&request.to)?;
+    let agent = agent(&api, &asked, &target).await?;
+    agent.rename(&request.from, &request.to).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn pack(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["path"], &[])?;
+    let path = guest_path(&query)?;
+    let agent = agent(&api, &asked, &target).await?;
+    let chunks = body::first_chunk(agent.pack(path)).await?;
+    let mut response = Response::new(body::download(chunks, asked.request_id));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+    Ok(response)
+}
+
+pub(crate) async fn unpack(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<Json<Unpacked>, ApiError> {
+    let mut body = request.into_body();
+    let prepared = async {
+        let query = Query::read(query.as_deref(), &["path", "user"], &[])?;
+        let directory = guest_path(&query)?.to_owned();
+        let user = query.get("user").unwrap_or_default().to_owned();
+        let agent = agent(&api, &asked, &target).await?;
+        Ok::<_, ApiError>((directory, user, agent))
+    };
+    let (directory, user, agent) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            body::discard(&mut body).await;
+            return Err(error);
+        }
+    };
+    let (upload, archive) = Upload::new(body);
+    let (entries, ()) = tokio::join!(agent.unpack(&directory, &user, archive), upload.pump());
+    Ok(Json(Unpacked { entries: entries? }))
+}
+
+async fn agent(api: &Api, asked: &Asked, target: &str) -> Result<AgentClient, ApiError> {
+    Ok(api.engine.files(&asked.caller, target).await?)
+}
+
+fn guest_path(query: &Query) -> Result<&str, ApiError> {
+    let path = query.required("path")?;
+    check(path)?;
+    Ok(path)
+}
+
+fn check(path: &str) -> Result<(), ApiError> {
+    check_guest_path(path).map_err(ApiError::invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(range: &str, size: u64) -> Result<Part, ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(RANGE, HeaderValue::try_from(range).unwrap());
+        requested_part(&headers, size)
+    }
+
+    #[test]
+    fn ranges_name_a_part_of_the_file() {
+        for (range, offset, length) in [
+            ("bytes=0-0", 0, 1),
+            ("bytes=2-", 2, 8),
+            ("bytes=2-4", 2, 3),
+            ("bytes=2-99", 2, 8),
+            ("bytes=-3", 7, 3),
+            ("bytes=-99", 0, 10),
+            ("bytes=0-18446744073709551615", 0, 10),
+        ] {
+            let found = part(range, 10).unwrap();
+            assert_eq!((found.offset, found.length), (offset, length), "{range}");
+            assert!(found.partial);
+        }
+    }
+
+    #[test]
+    fn what_is_no_range_is_ignored_and_what_is_outside_refused() {
+        for range in ["lines=1-2", "bytes=a-b", "bytes=-", "bytes=0-1,3-4", "x"] {
+            let found = part(range, 10).unwrap();
+            assert!(!found.partial && found.length == 10, "{range}");
+        }
+        for (range, size) in [
+            ("bytes=10-", 10),
+            ("bytes=5-4", 10),
+            ("bytes=-0", 10),
+            ("bytes=0-", 0),
+        ] {
+            assert!(part(range, size).is_err(), "{range}");
+        }
+    }
+
+    #[test]
+    fn hostile_paths_never_reach_the_agent() {
+        for bad in [
+            "path=a",
+            "path=/a/../b",
+            "path=/%00",
+            "path=",
+            "mode=8&path=/a",
+        ] {
+            assert!(file_to_write(Some(bad)).is_err(), "{bad}");
+        }
+        let file = file_to_write(Some("path=/a&mode=755&offset=0")).unwrap();
+        assert_eq!((file.mode, file.in_place), (0o755, true));
+    }
+}

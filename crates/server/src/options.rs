@@ -1,0 +1,57 @@
+//! What a server is started with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Default for [`ServerOptions::drain_max`]: requests take milliseconds, and whoever stops the
+/// daemon by hand should not wait long for a stream that nobody reads.
+const DRAIN_MAX_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Default for [`ServerOptions::connections_max`]: a quarter of the descriptors that a process may
+/// usually have without asking.
+const CONNECTIONS_MAX_DEFAULT: usize = 1024;
+
+/// Default for [`ServerOptions::connections_per_user_max`]: so that one user's connections leave
+/// room for three others'.
+const CONNECTIONS_PER_USER_MAX_DEFAULT: usize = 256;
+
+/// Default for [`ServerOptions::header_read_max`]: also how long an idle connection is kept.
+const HEADER_READ_MAX_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Default for [`ServerOptions::body_read_max`]: a few MiB over a socket of the same machine.
+const BODY_READ_MAX_DEFAULT: Duration = Duration::from_secs(30);
+
+/// What a server is started with, and its limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// The state directory, as `GET /v1/version` tells it.
+    pub state_dir: PathBuf,
+    /// Uid of the daemon. Root's serves every user whom the socket lets in and takes only root for
+    /// an admin; a user's serves that user, as admin of what it made, and nobody else.
+    pub own_uid: u32,
+    /// Longest time that running requests get when the server ends.
+    pub drain_max: Duration,
+    /// Most connections at once; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Most connections at once of one user; requests on further ones are refused.
+    pub connections_per_user_max: usize,
+    /// Longest time until a request's head has arrived.
+    pub header_read_max: Duration,
+    /// Longest time until a request's JSON has arrived.
+    pub body_read_max: Duration,
+}
+
+impl ServerOptions {
+    /// Returns the defaults for a state directory, served by this process's user.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            own_uid: rustix::process::geteuid().as_raw(),
+            drain_max: DRAIN_MAX_DEFAULT,
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            connections_per_user_max: CONNECTIONS_PER_USER_MAX_DEFAULT,
+            header_read_max: HEADER_READ_MAX_DEFAULT,
+            body_read_max: BODY_READ_MAX_DEFAULT,
+        }
+    }
+}

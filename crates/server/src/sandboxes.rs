@@ -1,0 +1,328 @@
+//! Routes about the life of sandboxes.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use pinfold_engine::ListFilter;
+use pinfold_types::api::{
+    CreateLine, CreateSandboxRequest, Metrics, PAGE_ENTRIES_MAX, Removed, Sandbox, SandboxList,
+    StopRequest,
+};
+use pinfold_types::state::StateError;
+use pinfold_types::{SandboxState, spec};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Interval;
+
+use crate::error::ApiError;
+use crate::query::Query;
+use crate::request::{Asked, JsonBody, Target};
+use crate::router::Api;
+
+/// What a caller accepts that wants to see a creation's progress.
+const LINES_TYPE: &str = "application/x-ndjson";
+
+/// Most lines of progress that a slow reader leaves waiting.
+const PROGRESS_LINES_MAX: usize = 64;
+
+/// Time between the empty lines that say that a creation still goes on.
+const STILL_THERE: Duration = Duration::from_secs(10);
+
+/// Largest page of a list: specs may be long, and a page of a thousand long ones would be a
+/// gigabyte.
+const PAGE_BYTES_MAX: usize = 16 << 20;
+
+pub(crate) async fn create(
+    State(api): State<Api>,
+    asked: Asked,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<CreateSandboxRequest>,
+) -> Result<Response, ApiError> {
+    let wants_lines = headers
+        .get_all(ACCEPT)
+        .iter()
+        .any(|accept| accept.to_str().is_ok_and(|text| text.contains(LINES_TYPE)));
+    if wants_lines {
+        return Ok(create_in_lines(api, asked, request));
+    }
+    let engine = api.engine.clone();
+    let sandbox = api
+        .complete(async move { engine.create(&asked.caller, request, None).await })
+        .await?;
+    Ok((StatusCode::CREATED, Json(sandbox)).into_response())
+}
+
+fn create_in_lines(api: Api, asked: Asked, request: CreateSandboxRequest) -> Response {
+    let (sender, receiver) = mpsc::channel(PROGRESS_LINES_MAX);
+    let work = tokio::spawn(async move {
+        let engine = api.engine.clone();
+        let created = api
+            .complete(async move { engine.create(&asked.caller, request, Some(sender)).await })
+            .await;
+        match created {
+            Ok(sandbox) => CreateLine::Sandbox(Box::new(sandbox)),
+            Err(error) => CreateLine::Error(Box::new(error.detail(&asked.request_id))),
+        }
+    });
+    let mut still_there = tokio::time::interval(STILL_THERE);
+    still_there.reset();
+    let creation = Creation {
+        receiver,
+        work,
+        still_there,
+    };
+    let lines = futures::stream::unfold(Some(creation), |creation| async {
+        let (line, creation) = creation?.next_line().await;
+        Some((Ok::<_, Infallible>(line), creation))
+    });
+    ([(CONTENT_TYPE, LINES_TYPE)], Body::from_stream(lines)).into_response()
+}
+
+/// A creation that goes on.
+struct Creation {
+    receiver: mpsc::Receiver<String>,
+    work: JoinHandle<CreateLine>,
+    still_there: Interval,
+}
+
+impl Creation {
+    /// Returns the next line, and itself unless that was the last.
+    async fn next_line(mut self) -> (Bytes, Option<Self>) {
+        tokio::select! {
+            // What was said before the end comes before the end.
+            biased;
+            Some(text) = self.receiver.recv() => (line(&CreateLine::Progress(text)), Some(self)),
+            last = &mut self.work => {
+                // The task cannot panic, and nobody aborts it.
+                (last.map_or_else(|_| Bytes::new(), |last| line(&last)), None)
+            }
+            _ = self.still_there.tick() => (Bytes::from_static(b"\n"), Some(self)),
+        }
+    }
+}
+
+fn line(line: &CreateLine) -> Bytes {
+    let mut text = serde_json::to_vec(line).unwrap_or_default();
+    text.push(b'\n');
+    Bytes::from(text)
+}
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    asked: Asked,
+    RawQuery(query): RawQuery,
+) -> Result<Json<SandboxList>, ApiError> {
+    let filter = list_filter(query.as_deref())?;
+    let page = api.engine.list(&asked.caller, &filter).await?;
+    Ok(Json(bounded(page)))
+}
+
+fn list_filter(query: Option<&str>) -> Result<ListFilter, ApiError> {
+    let query = Query::read(query, &["all", "after", "limit"], &["state", "label"])?;
+    let states: Result<Vec<SandboxState>, StateError> =
+        query.all("state").map(str::parse).collect();
+    let mut labels = BTreeMap::new();
+    for label in query.all("label") {
+        let (name, value) = label
+            .split_once('=')
+            .ok_or_else(|| ApiError::invalid("a label of the query is not NAME=VALUE"))?;
+        labels.insert(name.to_owned(), value.to_owned());
+    }
+    if labels.len() > spec::LABELS_MAX {
+        return Err(ApiError::invalid(format!(
+            "the query has more than {} labels",
+            spec::LABELS_MAX
+        )));
+    }
+    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
+    if limit == 0 || limit > PAGE_ENTRIES_MAX {
+        return Err(ApiError::invalid(format!(
+            "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
+        )));
+    }
+    Ok(ListFilter {
+        states: states.map_err(|error| ApiError::invalid(error.to_string()))?,
+        all: query.flag("all")?.unwrap_or(false),
+        labels,
+        after: query.parsed("after")?,
+        limit,
+    })
+}
+
+/// Ends a page before it grows too large; the first entry is always there.
+fn bounded(mut page: SandboxList) -> SandboxList {
+    let mut size = Size(0);
+    let fitting = page
+        .sandboxes
+        .iter()
+        .take_while(|sandbox| {
+            // Counting cannot fail.
+            drop(serde_json::to_writer(&mut size, sandbox));
+            size.0 <= PAGE_BYTES_MAX
+        })
+        .count()
+        .max(1);
+    if fitting < page.sandboxes.len() {
+        page.sandboxes.truncate(fitting);
+        page.next = page.sandboxes.last().map(|sandbox| sandbox.id.clone());
+    }
+    page
+}
+
+/// Counts what is written to it.
+struct Size(usize);
+
+impl std::io::Write for Size {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.saturating_add(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) async fn get(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<Sandbox>, ApiError> {
+    Ok(Json(api.engine.get(&asked.caller, &target).await?))
+}
+
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Removed>, ApiError> {
+    let query = Query::read(query.as_deref(), &["keep_persist"], &[])?;
+    let keep_persist = query.flag("keep_persist")?.unwrap_or(false);
+    let engine = api.engine.clone();
+    let kept = api
+        .complete(async move { engine.remove(&asked.caller, &target, keep_persist).await })
+        .await?;
+    Ok(Json(Removed {
+        persist: kept.map(|path| path.display().to_string()),
+    }))
+}
+
+pub(crate) async fn start(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.start(&asked.caller, &target).await })
+        .await
+        .map(Json)
+}
+
+pub(crate) async fn stop(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<StopRequest>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.stop(&asked.caller, &target, request).await })
+        .await
+        .map(Json)
+}
+
+pub(crate) async fn pause(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.pause(&asked.caller, &target).await })
+        .await
+        .map(Json)
+}
+
+pub(crate) async fn resume(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.resume(&asked.caller, &target).await })
+        .await
+        .map(Json)
+}
+
+pub(crate) async fn metrics(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+) -> Result<Json<Metrics>, ApiError> {
+    Ok(Json(api.engine.metrics(&asked.caller, &target).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pinfold_types::{SandboxId, SandboxSpec};
+
+    fn sandbox(padding: usize) -> Sandbox {
+        Sandbox {
+            id: SandboxId::new(),
+            name: pinfold_types::SandboxName::generate("a"),
+            owner: 0,
+            state: SandboxState::Running,
+            reason: None,
+            spec: SandboxSpec {
+                labels: BTreeMap::from([("a".to_owned(), "x".repeat(padding))]),
+                ..SandboxSpec::default()
+            },
+            granted: None,
+            created_at: String::new(),
+            changed_at: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_page_ends_before_it_is_too_large() {
+        let page = |padding: usize, count: usize| {
+            bounded(SandboxList {
+                sandboxes: (0..count).map(|_| sandbox(padding)).collect(),
+                next: None,
+            })
+        };
+        let cut = page(PAGE_BYTES_MAX / 2, 3);
+        assert_eq!(cut.sandboxes.len(), 1);
+        assert_eq!(cut.next.as_ref(), Some(&cut.sandboxes[0].id));
+        assert_eq!(page(PAGE_BYTES_MAX, 1).sandboxes.len(), 1);
+        let whole = page(1, 3);
+        assert_eq!((whole.sandboxes.len(), whole.next), (3, None));
+    }
+
+    #[test]
+    fn filters_are_checked() {
+        let good = list_filter(Some("state=running&state=paused&label=a=b=c&limit=5&all=1"));
+        let good = good.unwrap();
+        assert_eq!(good.states.len(), 2);
+        assert_eq!(good.labels["a"], "b=c");
+        assert_eq!((good.limit, good.all), (5, true));
+        for bad in [
+            "state=up",
+            "label=a",
+            "limit=0",
+            "limit=1001",
+            "after=x",
+            "x=1",
+        ] {
+            assert!(list_filter(Some(bad)).is_err(), "{bad}");
+        }
+    }
+}
