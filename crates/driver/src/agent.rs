@@ -9,6 +9,7 @@ mod transport;
 mod upload;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,9 +172,11 @@ impl AgentClient {
     /// [`ErrorCode::AgentSilent`] when it does not answer in time, [`ErrorCode::InstanceGone`]
     /// when there is no instance any more.
     pub async fn ready(&self) -> Result<(), AgentError> {
-        let answer = bounded("ready", READY_TIME_MAX, async {
-            self.system().ready(v1::ReadyRequest::default()).await
-        })
+        let answer = bounded(
+            "ready",
+            READY_TIME_MAX,
+            Box::pin(async { self.system().ready(v1::ReadyRequest::default()).await }),
+        )
         .await?;
         if answer.into_owned().ready {
             Ok(())
@@ -191,9 +194,11 @@ impl AgentClient {
     ///
     /// As [`Self::ready`], and [`ErrorCode::Internal`] when the numbers are none.
     pub async fn metrics(&self) -> Result<Metrics, AgentError> {
-        let answer = bounded("metrics", METRICS_TIME_MAX, async {
-            self.system().metrics(v1::MetricsRequest::default()).await
-        })
+        let answer = bounded(
+            "metrics",
+            METRICS_TIME_MAX,
+            Box::pin(async { self.system().metrics(v1::MetricsRequest::default()).await }),
+        )
         .await?;
         answer::metrics(answer.into_owned())
     }
@@ -207,9 +212,11 @@ impl AgentClient {
     /// [`ErrorCode::InvalidArgument`], [`ErrorCode::LimitExceeded`], or as [`Self::ready`].
     pub async fn start(&self, start: AgentStart) -> Result<i32, AgentError> {
         let request = journal::start_request(start);
-        let answer = bounded("start", START_TIME_MAX, async {
-            self.process().start(request).await
-        })
+        let answer = bounded(
+            "start",
+            START_TIME_MAX,
+            Box::pin(async { self.process().start(request).await }),
+        )
         .await?;
         match answer.into_owned().pid {
             pid if pid > 0 => Ok(pid),
@@ -232,9 +239,11 @@ impl AgentClient {
             ..v1::ReadRequest::default()
         };
         let opened = async move {
-            let stream = bounded("read", STREAM_TIME_MAX, async {
-                client.process().read(request).await
-            })
+            let stream = bounded(
+                "read",
+                STREAM_TIME_MAX,
+                Box::pin(async { client.process().read(request).await }),
+            )
             .await?;
             let pace = if follow { Pace::Any } else { Pace::Steady };
             Ok(journal::events(stream, from_seq, pace))
@@ -253,9 +262,11 @@ impl AgentClient {
             sequence: seq,
             ..v1::AcknowledgeRequest::default()
         };
-        bounded("acknowledge", CALL_TIME_MAX, async {
-            self.process().acknowledge(request).await
-        })
+        bounded(
+            "acknowledge",
+            CALL_TIME_MAX,
+            Box::pin(async { self.process().acknowledge(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -278,7 +289,7 @@ impl AgentClient {
                 end: end && last,
                 ..v1::InputRequest::default()
             };
-            self.while_alive(async { self.process().input(request).await })
+            self.while_alive(Box::pin(async { self.process().input(request).await }))
                 .await?;
             if last {
                 return Ok(());
@@ -298,9 +309,11 @@ impl AgentClient {
             size: buffa::MessageField::some(journal::terminal_size(size)),
             ..v1::ResizeRequest::default()
         };
-        bounded("resize", CALL_TIME_MAX, async {
-            self.process().resize(request).await
-        })
+        bounded(
+            "resize",
+            CALL_TIME_MAX,
+            Box::pin(async { self.process().resize(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -323,9 +336,11 @@ impl AgentClient {
             tree,
             ..v1::SignalRequest::default()
         };
-        bounded("signal", CALL_TIME_MAX, async {
-            self.process().signal(request).await
-        })
+        bounded(
+            "signal",
+            CALL_TIME_MAX,
+            Box::pin(async { self.process().signal(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -336,9 +351,11 @@ impl AgentClient {
     ///
     /// As [`Self::ready`].
     pub async fn list(&self) -> Result<Vec<AgentExec>, AgentError> {
-        let answer = bounded("list", CALL_TIME_MAX, async {
-            self.process().list(v1::ListRequest::default()).await
-        })
+        let answer = bounded(
+            "list",
+            CALL_TIME_MAX,
+            Box::pin(async { self.process().list(v1::ListRequest::default()).await }),
+        )
         .await?;
         answer::execs(answer.into_owned())
     }
@@ -353,9 +370,11 @@ impl AgentClient {
             exec_id: exec_id.as_str().to_owned(),
             ..v1::ForgetRequest::default()
         };
-        bounded("forget", CALL_TIME_MAX, async {
-            self.process().forget(request).await
-        })
+        bounded(
+            "forget",
+            CALL_TIME_MAX,
+            Box::pin(async { self.process().forget(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -372,9 +391,11 @@ impl AgentClient {
             follow,
             ..v1::StatRequest::default()
         };
-        let answer = bounded("stat", FILE_TIME_MAX, async {
-            self.file().stat(request).await
-        })
+        let answer = bounded(
+            "stat",
+            FILE_TIME_MAX,
+            Box::pin(async { self.file().stat(request).await }),
+        )
         .await?;
         match answer.into_owned().info.into_option() {
             Some(info) => answer::file(info),
@@ -400,9 +421,11 @@ impl AgentClient {
             limit: limit.min(answer::ENTRIES_MAX),
             ..v1::ListDirectoryRequest::default()
         };
-        let answer = bounded("list directory", FILE_TIME_MAX, async {
-            self.file().list_directory(request).await
-        })
+        let answer = bounded(
+            "list directory",
+            FILE_TIME_MAX,
+            Box::pin(async { self.file().list_directory(request).await }),
+        )
         .await?;
         answer::page(answer.into_owned(), after, limit)
     }
@@ -417,9 +440,11 @@ impl AgentClient {
             ..v1::ReadFileRequest::default()
         };
         let opened = async move {
-            let stream = bounded("read file", STREAM_TIME_MAX, async {
-                client.file().read_file(request).await
-            })
+            let stream = bounded(
+                "read file",
+                STREAM_TIME_MAX,
+                Box::pin(async { client.file().read_file(request).await }),
+            )
             .await?;
             let most = if length == 0 { u64::MAX } else { length };
             Ok(journal::chunks(stream, most))
@@ -442,7 +467,7 @@ impl AgentClient {
         let (content, mut failed) = upload::guarded(content);
         let sent = content.counter();
         let messages = upload::file_messages(file, content);
-        let call = self.while_alive(async { self.file().write_file(messages).await });
+        let call = self.while_alive(Box::pin(async { self.file().write_file(messages).await }));
         let answer = tokio::select! {
             // A failed source ends the stream of messages too; its error must win.
             biased;
@@ -477,9 +502,11 @@ impl AgentClient {
             parents,
             ..v1::MakeDirectoryRequest::default()
         };
-        bounded("make directory", FILE_TIME_MAX, async {
-            self.file().make_directory(request).await
-        })
+        bounded(
+            "make directory",
+            FILE_TIME_MAX,
+            Box::pin(async { self.file().make_directory(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -495,9 +522,11 @@ impl AgentClient {
             to: to.to_owned(),
             ..v1::RenameRequest::default()
         };
-        bounded("rename", FILE_TIME_MAX, async {
-            self.file().rename(request).await
-        })
+        bounded(
+            "rename",
+            FILE_TIME_MAX,
+            Box::pin(async { self.file().rename(request).await }),
+        )
         .await
         .map(drop)
     }
@@ -519,7 +548,7 @@ impl AgentClient {
             missing_ok,
             ..v1::RemoveRequest::default()
         };
-        self.while_alive(async { self.file().remove(request).await })
+        self.while_alive(Box::pin(async { self.file().remove(request).await }))
             .await
             .map(drop)
     }
@@ -533,9 +562,11 @@ impl AgentClient {
             ..v1::WatchRequest::default()
         };
         let opened = async move {
-            let stream = bounded("watch", STREAM_TIME_MAX, async {
-                client.file().watch(request).await
-            })
+            let stream = bounded(
+                "watch",
+                STREAM_TIME_MAX,
+                Box::pin(async { client.file().watch(request).await }),
+            )
             .await?;
             Ok(journal::messages(stream, Pace::Any)
                 .and_then(|event: v1::WatchEvent| futures::future::ready(answer::watch(event))))
@@ -551,9 +582,11 @@ impl AgentClient {
             ..v1::PackRequest::default()
         };
         let opened = async move {
-            let stream = bounded("pack", STREAM_TIME_MAX, async {
-                client.file().pack(request).await
-            })
+            let stream = bounded(
+                "pack",
+                STREAM_TIME_MAX,
+                Box::pin(async { client.file().pack(request).await }),
+            )
             .await?;
             Ok(journal::chunks(stream, u64::MAX))
         };
@@ -573,7 +606,7 @@ impl AgentClient {
     ) -> Result<u64, AgentError> {
         let (archive, mut failed) = upload::guarded(archive);
         let messages = upload::archive_messages(directory.to_owned(), user.to_owned(), archive);
-        let call = self.while_alive(async { self.file().unpack(messages).await });
+        let call = self.while_alive(Box::pin(async { self.file().unpack(messages).await }));
         tokio::select! {
             biased;
             error = failed.error() => Err(error),
@@ -605,9 +638,8 @@ impl AgentClient {
     /// Waits for a call that may rightly take long, as long as the agent answers something else.
     async fn while_alive<T>(
         &self,
-        call: impl Future<Output = Result<T, ConnectError>>,
+        mut call: Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send + '_>>,
     ) -> Result<T, AgentError> {
-        let mut call = std::pin::pin!(call);
         loop {
             match tokio::time::timeout(PROBE_INTERVAL, &mut call).await {
                 Ok(answer) => return Ok(answer?),
@@ -617,11 +649,12 @@ impl AgentClient {
     }
 }
 
-/// Waits for an answer no longer than its named time.
+/// Waits for an answer no longer than its named time. Calls are boxed: their futures are large, and
+/// would make every future of our callers so.
 async fn bounded<T>(
     what: &str,
     most: Duration,
-    call: impl Future<Output = Result<T, ConnectError>>,
+    call: Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send + '_>>,
 ) -> Result<T, AgentError> {
     match tokio::time::timeout(most, call).await {
         Ok(answer) => Ok(answer?),

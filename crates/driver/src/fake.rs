@@ -3,6 +3,7 @@
 //! It is for tests of everything above a driver, and a full member of the conformance suite. It
 //! has no root filesystem, no users and no limits of its own; what it cannot give it refuses.
 
+mod binary;
 mod faults;
 mod launch;
 mod process;
@@ -21,6 +22,7 @@ use rustix::process::Signal;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OnceCell, watch};
 
+pub use self::binary::{AgentBinaryError, agent_binary};
 pub use self::faults::{Faults, Step};
 use self::launch::{Launch, Places};
 use self::process::{Process, ProcessKey};

@@ -131,14 +131,20 @@ fn pids() -> Vec<i32> {
         .collect()
 }
 
-/// Returns every live descendant of a process.
+/// Returns every live descendant of an agent, and what it started that lost its parents since.
 pub(super) fn descendants(root: i32) -> Vec<ProcessKey> {
     let mut children: HashMap<i32, Vec<Stat>> = HashMap::new();
-    for stat in pids().into_iter().filter_map(stat) {
-        children.entry(stat.parent).or_default().push(stat);
-    }
     let mut found = Vec::new();
     let mut open = vec![root];
+    for stat in pids().into_iter().filter_map(stat) {
+        if is_marked(stat.key.pid, root) {
+            open.push(stat.key.pid);
+            if stat.state != 'Z' {
+                found.push(stat.key);
+            }
+        }
+        children.entry(stat.parent).or_default().push(stat);
+    }
     while let Some(parent) = open.pop() {
         for stat in children.remove(&parent).unwrap_or_default() {
             open.push(stat.key.pid);
@@ -147,7 +153,24 @@ pub(super) fn descendants(root: i32) -> Vec<ProcessKey> {
             }
         }
     }
+    found.sort_unstable_by_key(|key| key.pid);
+    found.dedup();
     found
+}
+
+/// Returns whether a process, or one that it descends from, was started by an agent: agents mark
+/// their execs by a hard limit for real-time processes that holds the agent's own id.
+fn is_marked(pid: i32, agent: i32) -> bool {
+    const MARK_BASE: u64 = 1 << 61;
+    let Ok(limits) = std::fs::read_to_string(format!("/proc/{pid}/limits")) else {
+        return false;
+    };
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max realtime timeout"))
+        .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .and_then(|mark| mark.checked_sub(MARK_BASE))
+        .is_some_and(|mark| i32::try_from(mark >> 32) == Ok(agent))
 }
 
 /// Stops a process and everything that descends from it, also what is born meanwhile.
