@@ -381,7 +381,7 @@ impl Input<'_> {
             }
         }
         // The queue ends with the stream, and `sort` says when.
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 
     /// Tells the caller what was refused, but for what came after the end: a program that ends
