@@ -172,8 +172,7 @@ impl Server {
         let pair = self.pair(plan.identity)?;
         watch.lap("take a pair of namespaces");
         let (birth, birth_far) = channel().map_err(unheard)?;
-        let (report, report_far) = channel().map_err(unheard)?;
-        let report_far = above(&report_far).map_err(|errno| unheard(errno.into()))?;
+        let (report, report_far) = report_channel().map_err(unheard)?;
         let launch = Launch {
             plan,
             descriptors,
@@ -276,6 +275,12 @@ pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     let timeout = rustix::net::sockopt::Timeout::Recv;
     rustix::net::sockopt::set_socket_timeout(&near, timeout, Some(LAUNCH_MAX))?;
     Ok((near, far))
+}
+
+/// As [`channel`], with the second socket out of the way of the agent's descriptors.
+fn report_channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (near, far) = channel()?;
+    Ok((near, above(&far)?))
 }
 
 /// Runs something in a child, which ends with the number that it returns.
