@@ -223,21 +223,25 @@ impl Making<'_> {
     fn make_disk(&self) -> Result<(), DriverError> {
         let private = self.home.private();
         make_private(&private)?;
-        match self.grant.disk {
-            DiskPlan::Image(limit) if !self.home.image().exists() => {
-                disk::create_image(&self.home.image(), limit).map_err(describe_disk)
-            }
-            DiskPlan::Image(_) | DiskPlan::Memory(_) => Ok(()),
-            DiskPlan::Unlimited => ["upper", "work"].into_iter().try_for_each(|name| {
-                // The root directory of the sandbox has the mode of this one.
-                let path = private.join(name);
-                match DirBuilder::new().mode(0o755).create(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                        Err(failed("make", &path, source))
-                    }
-                    _ => Ok(()),
+        if matches!(self.grant.disk, DiskPlan::Memory(_)) {
+            return Ok(());
+        }
+        for name in ["upper", "work"] {
+            // The root directory of the sandbox has the mode of this one.
+            let path = private.join(name);
+            match DirBuilder::new().mode(0o755).create(&path) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("make", &path, source));
                 }
-            }),
+                _ => {}
+            }
+        }
+        let image = self.home.image();
+        match self.grant.disk {
+            DiskPlan::Image(limit) if !image.exists() => {
+                disk::create_image(&image, limit, &private).map_err(describe_disk)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -290,13 +294,17 @@ impl Making<'_> {
             DiskPlan::Memory(limit) => Some(limit),
             DiskPlan::Unlimited | DiskPlan::Image(_) => None,
         };
+        let private = match self.grant.disk {
+            DiskPlan::Image(_) => self.home.image(),
+            DiskPlan::Unlimited | DiskPlan::Memory(_) => self.home.private(),
+        };
         Ok(Plan {
             version: PLAN_VERSION,
             id: claims.id.to_string(),
             identity,
             root: RootPlan {
                 layers: self.source.image.layers.clone(),
-                private: self.home.private(),
+                private,
                 volatile: self.spec.volatile,
                 tmpfs_upper,
                 binds: self.binds(claims)?,

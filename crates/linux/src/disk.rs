@@ -101,12 +101,13 @@ pub fn program() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Makes a sparse file with an empty filesystem of at most that many bytes and files.
+/// Makes a sparse file with a filesystem of at most that many bytes and files, which holds a copy
+/// of a directory.
 ///
 /// # Errors
 ///
 /// Returns [`DiskError`] and leaves no file.
-pub fn create_image(path: &Path, limit: DiskLimit) -> Result<(), DiskError> {
+pub fn create_image(path: &Path, limit: DiskLimit, content: &Path) -> Result<(), DiskError> {
     let files = files_to_ask_for(limit)?;
     let program = program().ok_or(DiskError::NoProgram)?;
     let made = fs::OpenOptions::new()
@@ -124,6 +125,7 @@ pub fn create_image(path: &Path, limit: DiskLimit) -> Result<(), DiskError> {
             "-E",
             "root_owner=0:0,nodiscard,lazy_itable_init=1,lazy_journal_init=1",
         ]);
+    command.arg("-d").arg(content);
     if let Some(files) = files {
         command.args(["-N", &files.to_string()]);
     }
@@ -323,8 +325,10 @@ mod tests {
             bytes: 256 << 20,
             files: Some(500),
         };
-        create_image(&image, limit).unwrap();
-        assert!(create_image(&image, limit).is_err(), "it exists");
+        let content = directory.path().join("content");
+        fs::create_dir_all(content.join("upper")).unwrap();
+        create_image(&image, limit, &content).unwrap();
+        assert!(create_image(&image, limit, &content).is_err(), "it exists");
         let mount = mount_image(&image).unwrap();
         let counted = rustix::fs::fstatvfs(&mount).unwrap();
         assert!(counted.f_files <= 500, "{}", counted.f_files);
@@ -343,9 +347,11 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "the device stays");
             std::thread::yield_now();
         }
-        // What was written is there at the next mount.
+        // What was written is there at the next mount, and what it was made with.
         let again = mount_image(&image).unwrap();
-        assert!(rustix::fs::statat(&again, "0", rustix::fs::AtFlags::empty()).is_ok());
+        for name in ["0", "upper"] {
+            assert!(rustix::fs::statat(&again, name, rustix::fs::AtFlags::empty()).is_ok());
+        }
     }
 
     /// Counts the loop devices over a file.

@@ -62,6 +62,8 @@ pub struct Stack<'a> {
 pub enum Private<'a> {
     /// A directory that holds the directories `upper` and `work`.
     Directory(&'a Path),
+    /// A file with a filesystem that holds them (see [`crate::disk`]). Needs root.
+    Image(&'a Path),
     /// Memory, up to a limit.
     Memory(TmpfsLimit),
 }
@@ -69,7 +71,7 @@ pub enum Private<'a> {
 impl<'a> Private<'a> {
     fn path(self) -> &'a Path {
         match self {
-            Self::Directory(path) => path,
+            Self::Directory(path) | Self::Image(path) => path,
             Self::Memory(_) => Path::new("tmpfs"),
         }
     }
@@ -188,6 +190,13 @@ fn open_private(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
     match (stack.private, stack.ids) {
         (Private::Directory(path), Ids::Mapped(pair)) => clone_mapped(path, pair),
         (Private::Directory(path), Ids::Unchanged) => open_directory(path),
+        (Private::Image(path), ids) => {
+            let mount = crate::disk::mount_image(path)
+                .map_err(|source| step("mount the image", path, io::Error::other(source)))?;
+            set_attributes(mount.as_fd(), Attributes::default().ids(ids))
+                .map_err(|source| step("map the ids of", path, source))?;
+            Ok(mount)
+        }
         (Private::Memory(limit), _) => {
             let failed = |source: rustix::io::Errno| {
                 step(

@@ -115,6 +115,7 @@ impl Launch<'_> {
             layers: &plan.root.layers,
             private: match plan.root.tmpfs_upper {
                 Some(limit) => Private::Memory(limit),
+                None if plan.root.private.is_file() => Private::Image(&plan.root.private),
                 None => Private::Directory(&plan.root.private),
             },
             durability: if plan.root.volatile {

@@ -63,7 +63,8 @@ pub enum Identity {
 pub struct RootPlan {
     /// Read-only layers, topmost first, as host paths.
     pub layers: Vec<PathBuf>,
-    /// Host directory that holds the private directories `upper` and `work`.
+    /// Host directory that holds the private directories `upper` and `work`; or, for the host's root,
+    /// a file with an ext4 filesystem that does, which is mounted nowhere but here.
     pub private: PathBuf,
     /// Writes need not reach the disk.
     pub volatile: bool,
