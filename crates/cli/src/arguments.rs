@@ -58,7 +58,7 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) no_start: bool,
     /// Print colours: auto, always or never
-    #[arg(long, global = true, value_name = "WHEN", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "WHEN")]
     pub(crate) color: Option<String>,
     /// Print neither progress nor notes
     #[arg(short, long, global = true)]
@@ -168,6 +168,9 @@ Directories inside:
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArguments {
+    /// Program and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
     /// Keep the sandbox afterwards
     #[arg(short, long, conflicts_with = "rm")]
     pub(crate) keep: bool,
@@ -180,13 +183,6 @@ pub(crate) struct RunArguments {
     pub(crate) place: PlaceOptions,
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
-    /// Program and its arguments
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) command: Vec<String>,
 }
 
 /// `create`.
@@ -248,32 +244,34 @@ pub(crate) struct ListArguments {
 
 /// `exec`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "pinfold exec [OPTIONS] <NAME>... [-- <COMMAND>...]\n       \
+                      pinfold exec [OPTIONS] --all [-- <COMMAND>...]",
+    after_help = "\
 Examples:
   pinfold exec build -- make test
-  pinfold exec -it build bash
+  pinfold exec -it build -- bash
   pinfold exec --all --hello
-  pinfold exec one,two --file check.py
-  pinfold exec --detach build -- ./server --port 80")]
+  pinfold exec one two --file check.py
+  pinfold exec --detach build -- ./server --port 80
+
+With several sandboxes each line of output has the sandbox's name in front."
+)]
 pub(crate) struct ExecArguments {
+    /// Names or ids of sandboxes
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    pub(crate) names: Vec<String>,
+    /// Program and its arguments, after `--`
+    #[arg(value_name = "COMMAND", last = true)]
+    pub(crate) command: Vec<String>,
     /// Take every running sandbox
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "names")]
     pub(crate) all: bool,
     /// Leave the program running and print its id
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) program: ProgramOptions,
-    /// Name or id of the sandbox, or several with commas; left out with --all
-    #[arg(value_name = "NAME", required_unless_present = "all")]
-    pub(crate) target: Option<String>,
-    /// Program and its arguments
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) command: Vec<String>,
     #[command(flatten)]
     pub(crate) place: PlaceOptions,
 }
@@ -391,24 +389,37 @@ mod tests {
 
     #[test]
     fn a_command_is_taken_as_it_is() {
-        let words = |line: &str| -> Vec<String> {
-            let parsed = Arguments::try_parse_from(line.split(' ')).unwrap();
+        let words = |line: &str| -> Option<String> {
+            let parsed = Arguments::try_parse_from(line.split(' ')).ok()?;
             match parsed.verb {
-                Verb::Run(run) => run.command,
-                Verb::Exec(exec) => exec.target.into_iter().chain(exec.command).collect(),
+                Verb::Run(run) => Some(run.command.join(" ")),
+                Verb::Exec(exec) => Some(format!(
+                    "{}: {}",
+                    exec.names.join(" "),
+                    exec.command.join(" ")
+                )),
                 other => panic!("{other:?}"),
             }
         };
         for (line, expected) in [
-            ("pinfold run -- echo -n --json", "echo -n --json"),
-            ("pinfold run --pids 9 echo --pids 10", "echo --pids 10"),
-            ("pinfold exec a -- ls -l", "a ls -l"),
-            ("pinfold exec a ls -l -- x", "a ls -l -- x"),
-            ("pinfold exec a -- sh -c x -- y", "a sh -c x -- y"),
-            ("pinfold exec --all -- ls -l", "ls -l"),
-            ("pinfold exec -it a bash", "a bash"),
+            ("pinfold run -- echo -n --json", Some("echo -n --json")),
+            (
+                "pinfold run --pids 9 echo --pids 10",
+                Some("echo --pids 10"),
+            ),
+            ("pinfold run echo -n -- x", Some("echo -n -- x")),
+            ("pinfold run --surely-not", None),
+            ("pinfold exec a -- ls -l", Some("a: ls -l")),
+            (
+                "pinfold exec a b -- sh -c x -- y",
+                Some("a b: sh -c x -- y"),
+            ),
+            ("pinfold exec --all -- ls -l", Some(": ls -l")),
+            ("pinfold exec a --timeout 5 -- ls", Some("a: ls")),
+            ("pinfold exec --all a -- ls", None),
+            ("pinfold exec -- ls", None),
         ] {
-            assert_eq!(words(line).join(" "), expected, "{line}");
+            assert_eq!(words(line).as_deref(), expected, "{line}");
         }
     }
 }

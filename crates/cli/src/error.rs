@@ -158,6 +158,9 @@ fn own_hint(code: ErrorCode) -> Option<&'static str> {
             Some("`pinfold doctor` shows what is missing and the command that mends it")
         }
         ErrorCode::AgentSilent => Some("look with `pinfold status NAME`, or remove it with `rm`"),
+        ErrorCode::IllegalState => {
+            Some("`pinfold status NAME` shows its state; `pinfold start NAME` starts it")
+        }
         ErrorCode::InstanceGone => Some("`pinfold start NAME` starts it again"),
         ErrorCode::Unavailable => Some("try again in a moment"),
         ErrorCode::Internal => {

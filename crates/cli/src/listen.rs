@@ -18,7 +18,15 @@ const GROUP_FILE_BYTES_MAX: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Listening {
     path: PathBuf,
-    inode: u64,
+    made: Stamp,
+}
+
+/// What tells a file from a later one at the same path: inode numbers are used again.
+type Stamp = (u64, i64, i64);
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    let file = std::fs::symlink_metadata(path)?;
+    Ok((file.ino(), file.ctime(), file.ctime_nsec()))
 }
 
 /// Makes the socket. Only the owner can connect until its mode is set.
@@ -42,23 +50,23 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Listening), CliError>
     clear(path)?;
     let listener = UnixListener::bind(path).map_err(|error| failed().caused_by(&error))?;
     let group = if root { group_id(GROUP) } else { None };
-    let prepare = || -> io::Result<u64> {
+    let prepare = || -> io::Result<Stamp> {
         if let Some(group) = group {
             std::os::unix::fs::chown(path, None, Some(group))?;
         }
         let mode = if group.is_some() { 0o660 } else { 0o600 };
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
         listener.set_nonblocking(true)?;
-        Ok(std::fs::symlink_metadata(path)?.ino())
+        stamp(path)
     };
-    let inode = prepare().map_err(|error| failed().caused_by(&error))?;
+    let made = prepare().map_err(|error| failed().caused_by(&error))?;
     let path = path.to_owned();
-    Ok((listener, Listening { path, inode }))
+    Ok((listener, Listening { path, made }))
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);
+        let ours = stamp(&self.path).is_ok_and(|stamp| stamp == self.made);
         if ours {
             let _already_gone = std::fs::remove_file(&self.path);
         }

@@ -88,7 +88,7 @@ pub(crate) fn command(
         return Ok(vec!["/bin/sh".to_owned()]);
     }
     Err(CliError::new("nothing says what to run")
-        .hint("add a command, as in `-- python3 -c 'print(6*7)'`, or --file, --hello or --language")
+        .hint("add a command after `--`, as in `-- python3 -c 'print(6*7)'`, or --file or --hello")
         .exit(2))
 }
 
@@ -166,7 +166,11 @@ fn read_env_file(path: &Path, variables: &mut BTreeMap<String, String>) -> Resul
         .and_then(|file| file.take(ENV_FILE_BYTES_MAX + 1).read_to_string(&mut text))
         .map_err(|error| failed().caused_by(&error))?;
     if text.len() as u64 > ENV_FILE_BYTES_MAX {
-        return Err(failed().caused_by(&CliError::new("it is larger than 1 MiB")));
+        return Err(failed()
+            .caused_by(&CliError::new(
+                "an environment is larger than the limit of 1 MiB",
+            ))
+            .hint("pass large data as a file, with --file or --in"));
     }
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();

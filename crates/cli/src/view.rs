@@ -12,6 +12,9 @@ use pinfold_types::spec::IsolationTier;
 use crate::printer::printable;
 use crate::table::{Column, render};
 
+/// Longest reason in a table that is not cut to a terminal's width; `--json` has all of it.
+const REASON_CHARACTERS_MAX: usize = 32;
+
 /// Writes the table of `list`.
 pub(crate) fn sandboxes(sandboxes: &[Sandbox], width: Option<usize>) -> String {
     const COLUMNS: &[Column] = &[
@@ -41,7 +44,7 @@ pub(crate) fn sandboxes(sandboxes: &[Sandbox], width: Option<usize>) -> String {
 /// Writes the table of `report`; what has no metrics is shown as dead, with the reason.
 pub(crate) fn report(lines: &[ReportLine], width: Option<usize>) -> String {
     const COLUMNS: &[Column] = &[
-        Column::cut("SANDBOX"),
+        Column::cut("NAME"),
         Column::right("CPU"),
         Column::right("MEMORY"),
         Column::right("DISK"),
@@ -55,6 +58,11 @@ pub(crate) fn report(lines: &[ReportLine], width: Option<usize>) -> String {
             let Some(metrics) = &line.metrics else {
                 let reason = line.error.as_deref().unwrap_or("its agent does not answer");
                 let reason = format!("{}: {reason}", dead_word(line));
+                let reason = match width {
+                    Some(_) => reason,
+                    // Without a terminal no name is cut, so that this must be.
+                    None => reason.chars().take(REASON_CHARACTERS_MAX).collect(),
+                };
                 return vec![name, none(), none(), none(), reason];
             };
             let limit = metrics.memory_limit_mb;
@@ -226,6 +234,28 @@ pub(crate) fn duration(milliseconds: i64) -> String {
     }
 }
 
+/// Writes a duration as it was meant, in the largest unit that holds it whole.
+pub(crate) fn exact(milliseconds: u64) -> String {
+    let units = [("h", 3_600_000), ("min", 60_000), ("s", 1000)];
+    units
+        .into_iter()
+        .find(|(_, unit)| milliseconds >= *unit && milliseconds.is_multiple_of(*unit))
+        .map_or_else(
+            || format!("{milliseconds} ms"),
+            |(name, unit)| format!("{} {name}", milliseconds / unit),
+        )
+}
+
+/// Writes a size with a space before its unit.
+pub(crate) fn size(size: pinfold_types::ByteSize) -> String {
+    let text = size.to_string();
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    format!("{number} {unit}")
+}
+
 /// Writes a time for the start of a log line.
 pub(crate) fn timestamp(time_ms: i64) -> String {
     format_time_ms(time_ms)
@@ -302,5 +332,14 @@ mod tests {
         ] {
             assert_eq!(duration(ms), text);
         }
+        for (ms, text) in [
+            (500, "500 ms"),
+            (1000, "1 s"),
+            (90_000, "90 s"),
+            (7_200_000, "2 h"),
+        ] {
+            assert_eq!(exact(ms), text);
+        }
+        assert_eq!(size(pinfold_types::ByteSize::from_mib(64)), "64 MiB");
     }
 }

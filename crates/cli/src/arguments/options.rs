@@ -58,12 +58,7 @@ pub(crate) struct SandboxOptions {
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     pub(crate) lifetime: Option<u64>,
     /// What to do at the end of --lifetime: remove, stop or pause
-    #[arg(
-        long,
-        value_name = "ACTION",
-        default_value = "remove",
-        hide_short_help = true
-    )]
+    #[arg(long, value_name = "ACTION", default_value = "remove")]
     pub(crate) lifetime_action: DeadlineAction,
     /// Suspend the sandbox after this long without activity
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]

@@ -25,33 +25,28 @@ pub(crate) fn explain(
     if exit.timed_out {
         let after = timeout_ms.map_or_else(
             || "its time-out".to_owned(),
-            |ms| {
-                format!(
-                    "the time-out of {}",
-                    view::duration(i64::try_from(ms).unwrap_or(0))
-                )
-            },
+            |ms| format!("its time-out of {}", view::exact(ms)),
         );
         return Some(
-            CliError::new(format!("the program was ended by {after}"))
+            CliError::new(format!("the command was ended after {after}"))
                 .hint("give it more time with --timeout"),
         );
     }
     if exit.out_of_memory {
         let size = resources
             .memory
-            .map(|memory| memory.to_string())
+            .map(view::size)
             .or_else(|| limit("memory"))
             .map_or_else(String::new, |size| format!(" of {size}"));
         return Some(
-            CliError::new(format!("the program was ended by the memory limit{size}"))
+            CliError::new(format!("the command was ended by the memory limit{size}"))
                 .hint("raise it with --memory"),
         );
     }
     if exit.lost {
         return Some(CliError::of_api(
             ErrorCode::InstanceGone,
-            "the sandbox ended before the program did",
+            "the sandbox ended before the command did",
             Some(format!("`pinfold status {}` says why", sandbox.name)),
         ));
     }
@@ -61,11 +56,11 @@ pub(crate) fn explain(
     if tail.contains("No space left on device") {
         let size = resources
             .disk
-            .map(|disk| disk.to_string())
+            .map(view::size)
             .or_else(|| limit("disk"))
             .map_or_else(String::new, |size| format!(" of {size}"));
         return Some(
-            CliError::new(format!("the program filled the disk limit{size}"))
+            CliError::new(format!("the command filled the disk limit{size}"))
                 .hint("raise it with --disk; /tmp counts to --memory"),
         );
     }
@@ -82,7 +77,7 @@ pub(crate) fn explain(
             .map_or_else(String::new, |count| format!(" of {count}"));
         return Some(
             CliError::new(format!(
-                "the program may have reached the process limit{count}"
+                "the command may have reached the process limit{count}"
             ))
             .hint("raise it with --pids"),
         );
@@ -90,6 +85,6 @@ pub(crate) fn explain(
     let signal = exit.signal?;
     let name = signals::name(signal).map_or_else(String::new, |name| format!(" ({name})"));
     Some(CliError::new(format!(
-        "the program was ended by signal {signal}{name}"
+        "the command was ended by signal {signal}{name}"
     )))
 }

@@ -5,7 +5,7 @@ use futures::stream;
 use pinfold_client::WriteOptions;
 use pinfold_types::SandboxState;
 use pinfold_types::api::{Exec, ExecRequest, ExecResult, Sandbox, format_time_ms};
-use pinfold_types::exec::encode_output;
+use pinfold_types::exec::{ExecSpec, encode_output};
 use serde_json::Value;
 
 use crate::arguments::{ExecArguments, PlaceOptions, ProgramOptions};
@@ -27,14 +27,11 @@ pub(super) async fn exec(context: &Context, arguments: &ExecArguments) -> Result
     if program.tty {
         terminal::require()?;
     }
-    let mut command = arguments.command.clone();
     let targets = if arguments.all {
-        command.splice(0..0, arguments.target.clone());
-        context
-            .all(&[SandboxState::Running, SandboxState::Paused])
-            .await?
+        let states = [SandboxState::Running, SandboxState::Paused];
+        context.all(&states).await?
     } else {
-        named(context, arguments.target.as_deref().unwrap_or_default()).await?
+        named(context, &arguments.names).await?
     };
     let several = targets.len() > 1;
     if several && (program.tty || program.interactive) {
@@ -58,10 +55,14 @@ pub(super) async fn exec(context: &Context, arguments: &ExecArguments) -> Result
             Sink::plain(writer.clone())
         };
         let place = &place;
-        let (command, signals) = (&command, &signals);
+        let signals = &signals;
         async move {
-            let command =
-                program::command(command, program, &place.uploads, sandbox.spec.language)?;
+            let command = program::command(
+                &arguments.command,
+                program,
+                &place.uploads,
+                sandbox.spec.language,
+            )?;
             let request = place.request(program, command);
             let start = Start {
                 context,
@@ -83,9 +84,9 @@ pub(super) async fn exec(context: &Context, arguments: &ExecArguments) -> Result
     finished.map(|()| code)
 }
 
-async fn named(context: &Context, names: &str) -> Result<Vec<Sandbox>, CliError> {
+async fn named(context: &Context, names: &[String]) -> Result<Vec<Sandbox>, CliError> {
     let mut sandboxes = Vec::new();
-    for name in names.split(',') {
+    for name in names {
         sandboxes.push(context.client.get(name).await.map_err(api_error)?);
     }
     Ok(sandboxes)
@@ -260,6 +261,9 @@ impl Start<'_> {
     }
 
     async fn started(&self, request: &ExecRequest) -> Result<Exec, CliError> {
+        ExecSpec::from(request.clone()).check().map_err(|error| {
+            CliError::new(error.to_string()).hint("pass large data as a file, with --file or --in")
+        })?;
         for upload in &self.place.uploads {
             self.upload(upload).await?;
         }
