@@ -3,6 +3,8 @@
 
 mod answer;
 mod dial;
+#[cfg(test)]
+mod hostile;
 mod journal;
 mod refusal;
 mod transport;

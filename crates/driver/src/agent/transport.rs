@@ -74,6 +74,16 @@ impl Transport {
         &self.instance
     }
 
+    /// Returns whether there is a live connection now.
+    #[cfg(test)]
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .is_some_and(usable)
+    }
+
     /// Returns the live connection, or the one that is being made.
     fn connection(&self) -> Connecting {
         let mut slot = self
