@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn launcher() -> ExitCode {
-    complain("this build has no launcher")
+    ExitCode::from(pinfold_linux::launcher::serve())
 }
 
 /// Standard error is a log of the host's; if even that is gone nobody is left to be told.
