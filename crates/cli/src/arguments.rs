@@ -149,6 +149,13 @@ pub(crate) struct OptionalTargets {
     pub(crate) all: bool,
 }
 
+impl OptionalTargets {
+    /// Returns whether no sandbox is meant.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty() && !self.all
+    }
+}
+
 const RUN_EXAMPLES: &str = "\
 Examples:
   pinfold run -- python3 -c 'print(6*7)'
@@ -325,7 +332,7 @@ pub(crate) struct MetricsArguments {
 /// `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// Log this, as in info or pinfold_engine=debug
+    /// Log this, as in `info` or `pinfold_engine=debug`
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
     /// Write log lines as text or json

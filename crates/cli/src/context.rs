@@ -102,6 +102,10 @@ impl Context {
 }
 
 /// Turns what the client says into what a person reads.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is what every `map_err` is given"
+)]
 pub(crate) fn api_error(error: ClientError) -> CliError {
     if let ClientError::Api(detail) = &error {
         let mut told = CliError::of_api(detail.code, &detail.message, detail.hint.clone());

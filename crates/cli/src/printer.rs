@@ -3,6 +3,7 @@
 //! Standard output is data; everything else goes to standard error. When the reader of standard
 //! output goes away, we end quietly like other tools do.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anstream::ColorChoice;
@@ -43,6 +44,7 @@ pub(crate) fn table_width() -> Option<usize> {
     Some(if width == 0 { WIDTH_DEFAULT } else { width })
 }
 
+#[expect(clippy::unused_self, reason = "whoever prints has to hold the printer")]
 impl Printer {
     /// Writes data.
     ///
@@ -80,13 +82,13 @@ impl Printer {
     /// Says something by the way.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet {
-            self.say(&format!("{} {}", "note:".cyan(), printable(text)));
+            say(&format!("{} {}", "note:".cyan(), printable(text)));
         }
     }
 
     /// Warns.
     pub(crate) fn warn(self, text: &str) {
-        self.say(&format!(
+        say(&format!(
             "{} {}",
             "warning:".yellow().bold(),
             printable(text)
@@ -100,23 +102,27 @@ impl Printer {
         }
         let mut text = format!("{} {}", "error:".red().bold(), printable(error.message()));
         for cause in error.causes() {
-            text.push_str(&format!("\n  {} {}", "caused by:".red(), printable(cause)));
+            let cause = printable(cause);
+            let _infallible = write!(text, "\n  {} {cause}", "caused by:".red());
         }
         if let Some(hint) = error.hint_text() {
-            text.push_str(&format!(
-                "\n\n{} {}",
-                "hint:".green().bold(),
-                printable(hint)
-            ));
-        }
-        self.say(&text);
-    }
+            let hint = printable(hint);
+            let _infallible = write!(
+                text,
+                "
 
-    fn say(self, text: &str) {
-        let mut stderr = anstream::stderr().lock();
-        // There is nobody left to tell when standard error is closed.
-        let _nobody_listens = writeln!(stderr, "{text}");
+{} {hint}",
+                "hint:".green().bold()
+            );
+        }
+        say(&text);
     }
+}
+
+fn say(text: &str) {
+    let mut stderr = anstream::stderr().lock();
+    // There is nobody left to tell when standard error is closed.
+    let _nobody_listens = writeln!(stderr, "{text}");
 }
 
 /// Turns a failure to write our output into what we end with.

@@ -184,16 +184,15 @@ fn read_env_file(path: &Path, variables: &mut BTreeMap<String, String>) -> Resul
 }
 
 fn add_variable(text: &str, variables: &mut BTreeMap<String, String>) -> Result<(), CliError> {
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, value.to_owned()),
-        None => {
-            let value = std::env::var(text).map_err(|error| {
-                CliError::new(format!("the variable {text} cannot be passed on"))
-                    .caused_by(&error)
-                    .hint("write NAME=VALUE, or set the variable first")
-            })?;
-            (text, value)
-        }
+    let (name, value) = if let Some((name, value)) = text.split_once('=') {
+        (name, value.to_owned())
+    } else {
+        let value = std::env::var(text).map_err(|error| {
+            CliError::new(format!("the variable {text} cannot be passed on"))
+                .caused_by(&error)
+                .hint("write NAME=VALUE, or set the variable first")
+        })?;
+        (text, value)
     };
     if name.is_empty() {
         return Err(CliError::new("a variable has no name").hint("write NAME=VALUE"));

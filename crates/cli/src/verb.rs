@@ -27,10 +27,8 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Config(arguments) => return config::config(arguments, &config, printer),
         Verb::Completion(arguments) => return config::completion(arguments, printer),
         Verb::Doctor => return doctor::doctor(config, printer).await,
-        Verb::Status(targets) if targets.names.is_empty() && !targets.all => {
-            if !config.autostart() && !autostart::answers(&config)? {
-                return show::no_daemon(&config, printer);
-            }
+        Verb::Status(targets) if targets.is_empty() && !may_start(&config)? => {
+            return show::no_daemon(&config, printer);
         }
         _ => {}
     }
@@ -54,4 +52,9 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
             Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))
         }
     }
+}
+
+/// Returns whether a daemon answers or may be started.
+fn may_start(config: &Config) -> Result<bool, CliError> {
+    Ok(config.autostart() || autostart::answers(config)?)
 }

@@ -43,13 +43,10 @@ pub(super) async fn run(context: &Context, arguments: &RunArguments) -> Result<u
     let mut signals = Signals::listen()?;
     let sandbox = {
         let creation = create::one(context, &request);
-        tokio::pin!(creation);
-        loop {
-            tokio::select! {
-                created = &mut creation => break created?,
-                // Once is patience: what is being made is removed when it is there.
-                () = insisted(&mut signals) => return Err(abandoned(context, &signals)),
-            }
+        tokio::select! {
+            created = creation => created?,
+            // Once is patience: what is being made is removed when it is there.
+            () = insisted(&mut signals) => return Err(abandoned(context, &signals)),
         }
     };
     let (writer, written) = Writer::start();
@@ -69,12 +66,11 @@ pub(super) async fn run(context: &Context, arguments: &RunArguments) -> Result<u
     let asked = heard
         .ended_by
         .or((heard.interrupts > 0).then_some(crate::signals::INTERRUPT));
-    let outcome = match asked {
-        Some(signal) => Err(CliError::told(exit_byte(128 + signal))),
-        None => {
-            let request = place.request(options, command);
-            start.attached(request, options.interactive, sink).await
-        }
+    let outcome = if let Some(signal) = asked {
+        Err(CliError::told(exit_byte(128 + signal)))
+    } else {
+        let request = place.request(options, command);
+        start.attached(request, options.interactive, sink).await
     };
     let finished = written.finish().await;
     let removed = leave(context, &sandbox, arguments).await;

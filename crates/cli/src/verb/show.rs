@@ -30,7 +30,7 @@ pub(super) async fn list(context: &Context, arguments: &ListArguments) -> Result
 
 /// `status`.
 pub(super) async fn status(context: &Context, targets: &OptionalTargets) -> Result<u8, CliError> {
-    if targets.names.is_empty() && !targets.all {
+    if targets.is_empty() {
         return daemon(context).await;
     }
     let mut sandboxes = Vec::new();
