@@ -5,9 +5,13 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
+use pinfold_linux::identity::RANGE_LENGTH;
+use pinfold_linux::marks;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+use crate::claims::Ids;
 
 /// Process 1 of a sandbox as the host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +33,30 @@ impl Process {
         let pid = Pid::from_raw(self.pid)?;
         let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?;
         // Looked at after it was opened: from here on the id cannot become another process's.
-        let same = start_time(self.pid) == Some(self.start_time);
+        let same = marks::start_time(self.pid).ok() == Some(self.start_time);
         (same && !has_ended(&descriptor)).then_some(descriptor)
     }
+}
+
+/// Returns the first processes that the launcher marked with a sandbox's id and that may be its.
+///
+/// For a sandbox whose daemon died between the launch and its record. Other users can pretend any
+/// mark; as an ordinary user the kernel refuses to signal theirs.
+pub(crate) fn marked(id: &str, ids: Ids) -> Vec<Process> {
+    let may_be = |user: u32| match ids {
+        Ids::Range { base: Some(base) } => (base..=base + (RANGE_LENGTH - 1)).contains(&user),
+        Ids::Range { base: None } => false,
+        Ids::Shared | Ids::Single => true,
+    };
+    let found = marks::find(id).unwrap_or_default().into_iter();
+    found
+        .filter(|marked| may_be(marked.user))
+        .map(|marked| Process {
+            pid: marked.pid,
+            start_time: marked.start_time,
+            boot: boot_id(),
+        })
+        .collect()
 }
 
 /// Returns the id that the kernel gave this boot.
@@ -39,14 +64,6 @@ pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
-}
-
-/// Reads when a process started, in clock ticks since boot.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; field 22 is the 20th after it.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Returns whether a process has ended.
@@ -89,7 +106,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let this = Process {
             pid,
-            start_time: start_time(pid).unwrap(),
+            start_time: marks::start_time(pid).unwrap(),
             boot: boot_id(),
         };
         assert!(!has_ended(&this.open().unwrap()));

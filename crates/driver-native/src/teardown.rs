@@ -1,6 +1,7 @@
 //! Taking a sandbox away: also one that is half made, half gone, or an earlier daemon's.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -95,19 +96,26 @@ fn end_processes(claims: &Claims) -> Result<(), DriverError> {
         )
         .caused_by(error)
     };
-    let first = claims.process.as_ref().and_then(Process::open);
-    if let Some(first) = &first {
+    let known = match &claims.process {
+        Some(process) => vec![process.clone()],
+        None => process::marked(claims.id.as_str(), claims.ids),
+    };
+    let first: Vec<OwnedFd> = known.iter().filter_map(Process::open).collect();
+    for process in &first {
         // With process 1 the kernel ends all others of its pid namespace.
-        process::signal(first, Signal::KILL).map_err(stays)?;
+        process::signal(process, Signal::KILL).map_err(stays)?;
     }
     if let Some(group) = &claims.group {
+        // Also because a frozen process does not end before it goes on.
         group.kill().map_err(describe_cgroup)?;
     }
-    match first {
-        Some(first) if !process::wait(&first, KILLED_MAX) => {
-            Err(stays(std::io::ErrorKind::TimedOut.into()))
-        }
-        _ => Ok(()),
+    if first
+        .iter()
+        .all(|process| process::wait(process, KILLED_MAX))
+    {
+        Ok(())
+    } else {
+        Err(stays(std::io::ErrorKind::TimedOut.into()))
     }
 }
 
