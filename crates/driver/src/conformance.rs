@@ -3,7 +3,7 @@
 //! A driver's own test file names a factory, and the suite expands to one named test for each
 //! case:
 //!
-//! ```ignore
+//! ```text
 //! async fn setup() -> pinfold_driver::conformance::Setup { … }
 //! pinfold_driver::conformance::suite!(setup);
 //! ```

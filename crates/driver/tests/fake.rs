@@ -67,3 +67,110 @@ async fn setup() -> Setup {
 }
 
 pinfold_driver::conformance::suite!(setup);
+
+mod faults {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use pinfold_driver::AgentClient;
+    use pinfold_driver::contract::{
+        Disk, DriverErrorKind, ImageRequest, InstanceSpec, NoProgress, PreparedImage, StartSource,
+    };
+    use pinfold_driver::fake::Step;
+    use pinfold_types::{ErrorCode, Resources};
+
+    use super::*;
+
+    /// Longest time for what happens at once.
+    const AT_ONCE: Duration = Duration::from_secs(10);
+
+    fn driver(directory: &Path) -> FakeDriver {
+        let agent = agent_binary(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
+        FakeDriver::new(directory, agent)
+    }
+
+    async fn image(driver: &FakeDriver) -> PreparedImage {
+        let request = ImageRequest {
+            reference: "host".to_owned(),
+        };
+        driver.prepare(&request, &NoProgress).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_step_fails_as_often_as_wanted_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let driver = driver(directory.path());
+        let image = image(&driver).await;
+        let id = SandboxId::new();
+        let source = StartSource::Image(&image);
+        let spec = InstanceSpec::default();
+        for step in [Step::Start, Step::Started] {
+            driver.faults().fail(step, DriverErrorKind::Internal, 1);
+            let error = driver.start(&id, source, &spec).await.unwrap_err();
+            assert_eq!(error.kind, DriverErrorKind::Internal);
+            let deadline = tokio::time::Instant::now() + AT_ONCE;
+            while !leftovers(directory.path(), &id).is_empty() {
+                assert!(tokio::time::Instant::now() < deadline);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        driver.start(&id, source, &spec).await.unwrap();
+        driver.sweep(&HashSet::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_silenced_agent_is_connected_and_never_answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let driver = driver(directory.path());
+        let image = image(&driver).await;
+        let id = SandboxId::new();
+        let source = StartSource::Image(&image);
+        let instance = driver
+            .start(&id, source, &InstanceSpec::default())
+            .await
+            .unwrap();
+        driver.faults().silence(true);
+        let error = AgentClient::new(Arc::clone(&instance)).ready().await;
+        assert_eq!(error.unwrap_err().code, ErrorCode::AgentSilent);
+        driver.faults().silence(false);
+        AgentClient::new(Arc::clone(&instance))
+            .ready()
+            .await
+            .unwrap();
+        driver.kill_agent(&id);
+        let exit = tokio::time::timeout(AT_ONCE, instance.wait())
+            .await
+            .unwrap();
+        assert_eq!(exit.reason, "agent ended with signal 9");
+        instance
+            .shut_down(Duration::ZERO, Disk::Remove)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_cannot_be_held_is_refused_unless_it_is_to_be_ignored() {
+        let directory = tempfile::tempdir().unwrap();
+        let strict = driver(directory.path());
+        let image = image(&strict).await;
+        let source = StartSource::Image(&image);
+        let spec = InstanceSpec {
+            resources: Resources {
+                pids: Some(64),
+                ..Resources::default()
+            },
+            ..InstanceSpec::default()
+        };
+        let error = strict
+            .start(&SandboxId::new(), source, &spec)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, DriverErrorKind::NeedsCgroup);
+        let lenient = driver(directory.path()).ignoring_limits();
+        lenient
+            .start(&SandboxId::new(), source, &spec)
+            .await
+            .unwrap();
+        lenient.sweep(&HashSet::new()).await.unwrap();
+    }
+}
