@@ -163,11 +163,9 @@ fn claim(state: &Path) -> Result<File, CliError> {
 fn driver(config: &Config) -> Result<Arc<NativeDriver>, CliError> {
     let mut native = NativeConfig::new(config.state_dir(), AgentSource::Bytes(AGENT));
     native.cgroup = config.text(environment::CGROUP).map(Into::into);
-    NativeDriver::new(native).map(Arc::new).map_err(|error| {
-        CliError::new("this host cannot run sandboxes")
-            .caused_by(&error)
-            .hint("`pinfold doctor` shows what is missing and the command that mends it")
-    })
+    NativeDriver::new(native)
+        .map(Arc::new)
+        .map_err(|error| CliError::new("failed to make the driver").caused_by(&error))
 }
 
 async fn run(
@@ -184,7 +182,7 @@ async fn run(
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)
-            .hint("nothing was deleted; the cause says where the state is")
+            .maybe_hint(error.hint())
     })?;
     let (listener, listening) = listen(&config.socket())?;
     let listener = tokio::net::UnixListener::from_std(listener)

@@ -4,6 +4,7 @@
 //! else: signals, input and other programs go on.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use pinfold_types::OutputStream;
 use tokio::sync::{mpsc, oneshot};
@@ -77,6 +78,21 @@ impl Written {
             Ok(Err(error)) => Err(output_error(&error)),
             Ok(Ok(())) | Err(_) => Ok(()),
         }
+    }
+}
+
+/// Longest time that output may take to be written after a signal has asked us to end.
+const LAST_WRITE_MAX: Duration = Duration::from_secs(1);
+
+impl Written {
+    /// As [`Written::finish`], but does not wait for a reader who does not read.
+    ///
+    /// # Errors
+    ///
+    /// Fails when something could not be written.
+    pub(crate) async fn finish_soon(self) -> Result<(), CliError> {
+        let finished = tokio::time::timeout(LAST_WRITE_MAX, self.finish()).await;
+        finished.unwrap_or(Ok(()))
     }
 }
 

@@ -112,11 +112,7 @@ impl Session<'_> {
                         time_ms,
                     });
                 }
-                Pumped::Left(signal) => {
-                    // What was written so far is still passed on.
-                    self.sink.finish().await?;
-                    return Ok(Ended::Left(signal));
-                }
+                Pumped::Left(signal) => return Ok(Ended::Left(signal)),
                 Pumped::Lost(error) => {
                     if let Some(signal) = self.look_again(error, &mut progress).await? {
                         return Ok(Ended::Left(signal));
@@ -183,23 +179,19 @@ impl Session<'_> {
         let feed = input::feed(&mut sender, input.as_mut(), unsent);
         tokio::pin!(feed);
         loop {
-            let frame = tokio::select! {
-                frame = receiver.next() => frame,
-                () = &mut feed => continue,
-                now = signals.beyond(*heard) => {
-                    let before = std::mem::replace(heard, now);
-                    match control.react(before, now).await {
-                        Some(signal) => return Ok(Pumped::Left(signal)),
-                        None => continue,
-                    }
+            let next = async {
+                tokio::select! {
+                    frame = receiver.next() => frame,
+                    () = &mut feed => None,
                 }
             };
-            let event = match frame {
-                Some(Ok(event)) => event,
+            let event = match control.during(next, signals, heard).await {
+                Err(signal) => return Ok(Pumped::Left(signal)),
+                Ok(Some(Ok(event))) => event,
                 // Input was refused: the program has closed it or has just ended.
-                Some(Err(error)) if !is_passing(&error) => continue,
-                Some(Err(error)) => return Ok(Pumped::Lost(error)),
-                None => return Ok(Pumped::Lost(connection_ended())),
+                Ok(Some(Err(error))) if !is_passing(&error) => continue,
+                Ok(Some(Err(error))) => return Ok(Pumped::Lost(error)),
+                Ok(None) => return Ok(Pumped::Lost(connection_ended())),
             };
             if event.seq <= *last_seq {
                 continue;
@@ -209,7 +201,13 @@ impl Session<'_> {
             match event.kind {
                 EventKind::Start { .. } => {}
                 EventKind::Output { stream, data } => {
-                    if let Err(error) = sink.take(stream, data).await {
+                    // A reader that does not read must not keep us from hearing signals.
+                    let taken = sink.take(stream, data);
+                    let taken = match control.during(taken, signals, heard).await {
+                        Err(signal) => return Ok(Pumped::Left(signal)),
+                        Ok(taken) => taken,
+                    };
+                    if let Err(error) = taken {
                         control.signal(PIPE, true).await;
                         return Err(error);
                     }
@@ -234,6 +232,28 @@ struct Control<'a> {
 }
 
 impl Control<'_> {
+    /// Does something, and reacts to signals meanwhile; fails with the one that makes us leave.
+    ///
+    /// A reaction is never cut short: a program that prints without a pause must still hear it.
+    async fn during<T>(
+        &self,
+        work: impl Future<Output = T>,
+        signals: &mut Signals,
+        heard: &mut Heard,
+    ) -> Result<T, i32> {
+        tokio::pin!(work);
+        loop {
+            let now = tokio::select! {
+                done = &mut work => return Ok(done),
+                now = signals.beyond(*heard) => now,
+            };
+            let before = std::mem::replace(heard, now);
+            if let Some(signal) = self.react(before, now).await {
+                return Err(signal);
+            }
+        }
+    }
+
     /// Reacts to what was heard; answers the signal that makes us leave.
     async fn react(&self, before: Heard, now: Heard) -> Option<i32> {
         if let Some(signal) = now.ended_by {

@@ -79,7 +79,11 @@ pub(super) async fn exec(context: &Context, arguments: &ExecArguments) -> Result
     let outcomes: Vec<Result<Outcome, CliError>> =
         stream::iter(runs).buffered(CONCURRENT).collect().await;
     drop(writer);
-    let finished = written.finish().await;
+    let finished = if signals.heard().ended_by.is_some() {
+        written.finish_soon().await
+    } else {
+        written.finish().await
+    };
     let code = conclude_all(context, &targets, outcomes, program.timeout)?;
     finished.map(|()| code)
 }

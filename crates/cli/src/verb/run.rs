@@ -12,6 +12,7 @@ use crate::error::{CliError, exit_byte};
 use crate::output::{Sink, Writer};
 use crate::program;
 use crate::request;
+use crate::session::Ended;
 use crate::signals::Signals;
 use crate::terminal;
 
@@ -72,8 +73,16 @@ pub(super) async fn run(context: &Context, arguments: &RunArguments) -> Result<u
         let request = place.request(options, command);
         start.attached(request, options.interactive, sink).await
     };
-    let finished = written.finish().await;
-    let removed = leave(context, &sandbox, arguments).await;
+    let left = matches!(outcome, Ok(Outcome::Ended(_, Ended::Left(_))));
+    let finishing = async {
+        if left {
+            written.finish_soon().await
+        } else {
+            written.finish().await
+        }
+    };
+    // A reader who takes its time does not keep the sandbox alive.
+    let (finished, removed) = tokio::join!(finishing, leave(context, &sandbox, arguments));
     let code = conclude(context, &sandbox, outcome, options.timeout)?;
     finished?;
     removed.map(|()| code)
