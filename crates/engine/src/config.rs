@@ -1,5 +1,6 @@
 //! What an engine is opened with.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct EngineConfig {
     pub sandboxes_max: usize,
     /// Most execs of one sandbox, ended ones included.
     pub execs_per_sandbox_max: usize,
+    /// Only an admin may mount host paths: the daemon can read more than its callers.
+    pub binds_need_admin: bool,
 }
 
 impl EngineConfig {
@@ -49,6 +52,12 @@ impl EngineConfig {
             report_answer_max: REPORT_ANSWER_MAX_DEFAULT,
             sandboxes_max: SANDBOXES_MAX_DEFAULT,
             execs_per_sandbox_max: EXECS_PER_SANDBOX_MAX_DEFAULT,
+            binds_need_admin: runs_as_root(),
         }
     }
+}
+
+/// Returns whether this process is root's; one that cannot tell counts as root's.
+fn runs_as_root() -> bool {
+    std::fs::metadata("/proc/self").map_or(true, |process| process.uid() == 0)
 }

@@ -1,79 +1,224 @@
 //! The engine as the layers above see it.
 
-use std::sync::Arc;
+mod execs;
 
-use bytes::Bytes;
-use pinfold_driver::{AgentClient, Driver};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt as _};
+use pinfold_driver::Driver;
 use pinfold_types::api::{
-    CreateSandboxRequest, DoctorReport, Exec, ExecList, Metrics, Report, Sandbox, SandboxList,
-    SignalRequest, StopRequest,
+    CreateSandboxRequest, DoctorReport, Metrics, PAGE_ENTRIES_MAX, Report, ReportLine, Sandbox,
+    SandboxList, StopRequest,
 };
-use pinfold_types::exec::TerminalSize;
-use pinfold_types::{ErrorCode, ExecExit, ExecId, ExecSpec};
+use pinfold_types::spec::{DeadlineAction, IsolationTier};
+use pinfold_types::{ErrorCode, SandboxId, SandboxSpec, SandboxState};
+use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::activity::Activity;
+use crate::agent;
 use crate::caller::{Caller, ListFilter};
+use crate::clock::Clock;
 use crate::config::EngineConfig;
-use crate::error::{EngineError, OpenError};
-use crate::reader::EventReader;
+use crate::core::{Core, JOURNALS, PERSIST, Parts, Seams};
+use crate::entry::{Entry, Message};
+use crate::error::{EngineError, OpenError, chain};
+use crate::exec::name_prefix;
+use crate::lock::StateLock;
+use crate::recovery;
+use crate::sandbox::{self, GRACE_DEFAULT};
+use crate::store::{DATABASE_FILE, SandboxRow, Store};
 
 type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+/// Agents that a report asks at once; each takes one connection.
+const REPORT_CONCURRENCY: usize = 512;
+
+/// Longest time that the engine waits for its tasks when it ends.
+const SHUT_DOWN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest polite time of a stop.
+const GRACE_MAX: Duration = Duration::from_hours(1);
+
+/// Shortest idle time: a shorter one would freeze a sandbox between two requests of one command.
+const IDLE_MS_MIN: u64 = 100;
 
 /// Owns every sandbox of a state directory. Clones are handles to the same engine.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    _private: (),
+    core: Arc<Core>,
 }
 
-#[expect(
-    clippy::unused_async,
-    unused_variables,
-    reason = "the facade before its implementation"
-)]
 impl Engine {
-    /// Opens the state directory, recovers what an earlier daemon left and removes what nobody owns.
+    /// Opens the state directory, recovers what an earlier daemon left and removes what nobody
+    /// owns.
     ///
     /// # Errors
     ///
     /// Returns [`OpenError`] when the state is unusable or used by another daemon.
     pub async fn open(config: EngineConfig, driver: Arc<dyn Driver>) -> Result<Self, OpenError> {
-        Err(OpenError::State {
-            what: "open",
-            path: std::path::PathBuf::new(),
-            source: std::io::Error::other("not built yet"),
+        let seams = Seams {
+            connect: agent::real(),
+            clock: Clock::default(),
+        };
+        Self::open_with(config, driver, seams).await
+    }
+
+    pub(crate) async fn open_with(
+        config: EngineConfig,
+        driver: Arc<dyn Driver>,
+        seams: Seams,
+    ) -> Result<Self, OpenError> {
+        let dir = config.state_dir.clone();
+        let (lock, store) = crate::blocking::run(move || {
+            for dir in [&dir, &dir.join(JOURNALS), &dir.join(PERSIST)] {
+                make_private(dir)?;
+            }
+            let lock = StateLock::take(&dir)?;
+            Ok::<_, OpenError>((lock, Store::open(&dir)?))
         })
+        .await?;
+        let path = config.state_dir.join(DATABASE_FILE);
+        let failed =
+            |what| move |source: crate::error::Cause| OpenError::Database { what, path, source };
+        let mut stored = match store.load().await {
+            Ok(stored) => stored,
+            Err(error) => return Err(failed("read")(error.into())),
+        };
+        let core = Core::new(Parts {
+            config,
+            driver,
+            seams,
+            store,
+            lock,
+            unreadable: std::mem::take(&mut stored.unreadable),
+        });
+        if let Err(error) = recovery::recover(&core, stored).await {
+            core.closing.cancel();
+            return Err(failed("recover from")(error.into()));
+        }
+        Ok(Self { core })
     }
 
     /// Makes a sandbox; returns when its agent has answered.
     ///
+    /// It is made to the end even when the caller stops waiting. `progress` hears what is being
+    /// done, and misses what it is too slow for.
+    ///
     /// # Errors
     ///
-    /// Returns [`EngineError`] with the code that says why.
+    /// Returns [`EngineError`] with the code that says why; then nothing is left of it.
     pub async fn create(
         &self,
         caller: &Caller,
         request: CreateSandboxRequest,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        let core = &self.core;
+        core.check_open()?;
+        request.spec.check()?;
+        check_deadlines(&request.spec, core)?;
+        check_tier(request.spec.isolation, core)?;
+        self.check_mounts(caller, &request.spec).await?;
+        let now_ms = core.clock.now_ms();
+        let given = request.name;
+        let name = given.unwrap_or_else(|| core.free_name(caller.uid, name_prefix(&request.spec)));
+        let row = SandboxRow {
+            id: SandboxId::new(),
+            name,
+            owner: caller.uid,
+            state: SandboxState::Creating,
+            reason: None,
+            spec: request.spec,
+            record: None,
+            granted: None,
+            image: None,
+            created_ms: now_ms,
+            changed_ms: now_ms,
+            lifetime_done: false,
+            keep_persist: false,
+        };
+        let activity = Activity::new(core.clock);
+        let (entry, messages) = Entry::new(row, None, activity, &core.closing);
+        core.register(&entry)?;
+        sandbox::spawn(core, &entry, messages);
+        entry.ask(|reply| Message::Create { progress, reply }).await
     }
 
-    /// Returns a sandbox.
+    async fn check_mounts(&self, caller: &Caller, spec: &SandboxSpec) -> Result<()> {
+        if spec.mounts.is_empty() {
+            return Ok(());
+        }
+        if self.core.config.binds_need_admin && !caller.admin {
+            return Err(EngineError::new(
+                ErrorCode::PermissionDenied,
+                "only root may mount host paths through a daemon that runs as root",
+            )
+            .hint(
+                "run your own daemon (unset PINFOLD_SOCKET), or copy files in with `pinfold cp`",
+            ));
+        }
+        let sources: Vec<String> = spec.mounts.iter().map(|m| m.source.clone()).collect();
+        let missing = crate::blocking::run(move || {
+            sources.into_iter().find_map(|source| {
+                let error = std::fs::metadata(&source).err()?;
+                Some((source, error))
+            })
+        })
+        .await;
+        match missing {
+            None => Ok(()),
+            Some((source, error)) => Err(EngineError::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "the mount's source `{source}` cannot be used: {}",
+                    error.kind()
+                ),
+            )
+            .details(json!({ "source": source }))
+            .hint("name an absolute path that is there and readable")),
+        }
+    }
+
+    /// Returns a sandbox. It does not count as use.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
+    #[expect(clippy::unused_async, reason = "every call of the facade is one")]
     pub async fn get(&self, caller: &Caller, target: &str) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        Ok(self.core.find(caller, target)?.row().shown())
     }
 
-    /// Lists sandboxes, oldest first.
+    /// Lists sandboxes, oldest first. It does not count as use.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
+    #[expect(clippy::unused_async, reason = "every call of the facade is one")]
     pub async fn list(&self, caller: &Caller, filter: &ListFilter) -> Result<SandboxList> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        let most = match filter.limit {
+            0 => PAGE_ENTRIES_MAX,
+            limit => limit.min(PAGE_ENTRIES_MAX),
+        };
+        let mut sandboxes = Vec::new();
+        let mut next = None;
+        for entry in self.core.visible(caller) {
+            let row = entry.row();
+            if filter.after.as_ref().is_some_and(|after| row.id <= *after) || !wanted(filter, &row)
+            {
+                continue;
+            }
+            if sandboxes.len() == most {
+                next = sandboxes.last().map(|last: &Sandbox| last.id.clone());
+                break;
+            }
+            sandboxes.push(row.shown());
+        }
+        Ok(SandboxList { sandboxes, next })
     }
 
     /// Starts a stopped or failed sandbox from its disk.
@@ -82,10 +227,11 @@ impl Engine {
     ///
     /// Returns [`EngineError`] with the code that says why.
     pub async fn start(&self, caller: &Caller, target: &str) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        self.step(caller, target, |reply| Message::Start { reply })
+            .await
     }
 
-    /// Stops a sandbox and keeps its disk.
+    /// Stops a sandbox and keeps its disk, unless it is volatile.
     ///
     /// # Errors
     ///
@@ -96,7 +242,12 @@ impl Engine {
         target: &str,
         request: StopRequest,
     ) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        let grace = request
+            .grace_ms
+            .map_or(GRACE_DEFAULT, Duration::from_millis)
+            .min(GRACE_MAX);
+        self.step(caller, target, |reply| Message::Stop { grace, reply })
+            .await
     }
 
     /// Freezes a sandbox in memory.
@@ -105,7 +256,8 @@ impl Engine {
     ///
     /// Returns [`EngineError`] with the code that says why.
     pub async fn pause(&self, caller: &Caller, target: &str) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        self.step(caller, target, |reply| Message::Pause { reply })
+            .await
     }
 
     /// Lets a frozen sandbox go on.
@@ -114,169 +266,226 @@ impl Engine {
     ///
     /// Returns [`EngineError`] with the code that says why.
     pub async fn resume(&self, caller: &Caller, target: &str) -> Result<Sandbox> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        self.step(caller, target, |reply| Message::Resume { reply })
+            .await
     }
 
-    /// Removes a sandbox with everything of it; with `keep_persist` its persist directory stays and is answered.
+    /// Removes a sandbox with everything of it; with `keep_persist` its persist directory stays
+    /// and is answered.
     ///
     /// # Errors
     ///
-    /// Returns [`EngineError`] with the code that says why.
+    /// Returns [`EngineError`] with the code that says why; the sandbox then stays, and the same
+    /// call tries again.
     pub async fn remove(
         &self,
         caller: &Caller,
         target: &str,
         keep_persist: bool,
-    ) -> Result<Option<std::path::PathBuf>> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+    ) -> Result<Option<PathBuf>> {
+        self.core.check_open()?;
+        let entry = self.core.find(caller, target)?;
+        entry.unwanted.cancel();
+        entry
+            .ask(|reply| Message::Remove {
+                keep_persist,
+                reply,
+            })
+            .await
     }
 
-    /// Starts a process; its journal follows it from the first byte.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_start(&self, caller: &Caller, target: &str, spec: ExecSpec) -> Result<Exec> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Lists the execs of a sandbox, newest last.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_list(&self, caller: &Caller, target: &str) -> Result<ExecList> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Returns an exec.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_get(&self, caller: &Caller, target: &str, exec_id: &ExecId) -> Result<Exec> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Writes to the standard input of an exec; with `end` closes it afterwards.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one for each part of the request"
-    )]
-    pub async fn exec_input(
+    async fn step(
         &self,
         caller: &Caller,
         target: &str,
-        exec_id: &ExecId,
-        data: Bytes,
-        end: bool,
-    ) -> Result<()> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        message: impl FnOnce(crate::entry::Reply<Sandbox>) -> Message,
+    ) -> Result<Sandbox> {
+        self.core.check_open()?;
+        self.core.find(caller, target)?.ask(message).await
     }
 
-    /// Tells the terminal of an exec its size.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_resize(
-        &self,
-        caller: &Caller,
-        target: &str,
-        exec_id: &ExecId,
-        size: TerminalSize,
-    ) -> Result<()> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Signals an exec.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_signal(
-        &self,
-        caller: &Caller,
-        target: &str,
-        exec_id: &ExecId,
-        request: SignalRequest,
-    ) -> Result<()> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Reads the journal of an exec from a sequence number on; with `follow` until its exit.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one for each part of the request"
-    )]
-    pub async fn exec_events(
-        &self,
-        caller: &Caller,
-        target: &str,
-        exec_id: &ExecId,
-        from_seq: u64,
-        follow: bool,
-    ) -> Result<EventReader> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Waits until an exec has ended.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn exec_wait(
-        &self,
-        caller: &Caller,
-        target: &str,
-        exec_id: &ExecId,
-    ) -> Result<ExecExit> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Returns a client for the files of a sandbox; wakes a frozen one and keeps it from idling.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] with the code that says why.
-    pub async fn files(&self, caller: &Caller, target: &str) -> Result<AgentClient> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
-    }
-
-    /// Returns what the agent of a sandbox says of it.
+    /// Returns what the agent of a sandbox says of it. Wakes a frozen one.
     ///
     /// # Errors
     ///
     /// Returns [`EngineError`] with the code that says why.
     pub async fn metrics(&self, caller: &Caller, target: &str) -> Result<Metrics> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        self.core.check_open()?;
+        let entry = self.core.find(caller, target)?;
+        let (live, _lease) = entry.enter().await?;
+        Ok(live.agent.metrics().await?)
     }
 
     /// Asks every agent at once and answers one line for each sandbox that is not stopped.
     ///
+    /// A dead agent costs [`EngineConfig::report_answer_max`] and no more. A frozen sandbox is not
+    /// woken, and nothing here counts as use.
+    ///
     /// # Errors
     ///
-    /// Returns [`EngineError`] with the code that says why.
+    /// Returns [`EngineError`] when the engine is shutting down.
     pub async fn report(&self, caller: &Caller) -> Result<Report> {
-        Err(EngineError::new(ErrorCode::Internal, "not built yet"))
+        self.core.check_open()?;
+        let most = self.core.config.report_answer_max;
+        let asked = self
+            .core
+            .visible(caller)
+            .into_iter()
+            .filter(|entry| entry.state() != SandboxState::Stopped)
+            .map(|entry| report_line(entry, most));
+        let sandboxes = stream::iter(asked)
+            .buffered(REPORT_CONCURRENCY)
+            .collect()
+            .await;
+        Ok(Report { sandboxes })
     }
 
     /// Looks at every prerequisite of this host.
     pub async fn doctor(&self) -> DoctorReport {
         DoctorReport {
-            findings: Vec::new(),
-            tiers: Vec::new(),
+            findings: self.core.driver.probe().await,
+            tiers: vec![self.core.driver.capabilities().tier],
         }
     }
 
     /// Ends the engine: refuses new work and writes every journal; sandboxes live on.
-    pub async fn shut_down(&self) {}
+    ///
+    /// Returns when the database is closed and the state directory is free for another daemon.
+    pub async fn shut_down(&self) {
+        let core = &self.core;
+        core.closing.cancel();
+        core.tasks.close();
+        let everybody = Caller {
+            uid: 0,
+            gid: 0,
+            admin: true,
+        };
+        let entries = core.visible(&everybody);
+        let ended = async {
+            core.tasks.wait().await;
+            for entry in &entries {
+                entry.followers.close();
+                entry.followers.wait().await;
+            }
+        };
+        if tokio::time::timeout(SHUT_DOWN_TIME_MAX, ended)
+            .await
+            .is_err()
+        {
+            tracing::warn!("a task did not end in time; the next daemon recovers what it did");
+        }
+        core.store.close().await;
+        let lock = core
+            .lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(lock);
+    }
+}
+
+fn make_private(dir: &Path) -> Result<(), OpenError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| OpenError::State {
+            what: "make",
+            path: dir.to_owned(),
+            source,
+        })
+}
+
+fn wanted(filter: &ListFilter, row: &SandboxRow) -> bool {
+    let state = if filter.states.is_empty() {
+        filter.all || row.state != SandboxState::Stopped
+    } else {
+        filter.states.contains(&row.state)
+    };
+    let labels = &row.spec.labels;
+    state
+        && filter
+            .labels
+            .iter()
+            .all(|(name, value)| labels.get(name) == Some(value))
+}
+
+fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
+    let available = core.driver.capabilities().tier;
+    if available >= asked {
+        return Ok(());
+    }
+    let name = |tier: IsolationTier| match tier {
+        IsolationTier::None => "none",
+        IsolationTier::Namespace => "namespace",
+        IsolationTier::Gvisor => "gvisor",
+        IsolationTier::Vm => "vm",
+    };
+    let driver = core.driver.kind().as_str();
+    Err(EngineError::new(
+        ErrorCode::TierUnavailable,
+        format!(
+            "isolation `{}` is asked for, and driver `{driver}` gives `{}`",
+            name(asked),
+            name(available)
+        ),
+    )
+    .details(json!({ "asked": asked, "available": available, "driver": driver }))
+    .hint("ask for less with `--isolation`, or see with `pinfold doctor` what this host can give"))
+}
+
+fn check_deadlines(spec: &SandboxSpec, core: &Core) -> Result<()> {
+    let deadlines = &spec.deadlines;
+    if let Some(idle_ms) = deadlines.idle_ms.filter(|ms| *ms < IDLE_MS_MIN) {
+        return Err(EngineError::new(
+            ErrorCode::InvalidArgument,
+            format!("the idle time is {idle_ms} ms, less than {IDLE_MS_MIN} ms"),
+        ));
+    }
+    let actions = [
+        deadlines.idle_ms.map(|_| deadlines.idle_action),
+        deadlines.lifetime_ms.map(|_| deadlines.lifetime_action),
+    ];
+    let pauses = actions.contains(&Some(DeadlineAction::Pause));
+    if pauses && !core.driver.capabilities().pause {
+        return Err(EngineError::new(
+            ErrorCode::Unsupported,
+            format!(
+                "driver `{}` cannot pause sandboxes on this host",
+                core.driver.kind().as_str()
+            ),
+        )
+        .hint("choose `stop` or `remove` as the deadline's action"));
+    }
+    Ok(())
+}
+
+async fn report_line(entry: Arc<Entry>, most: Duration) -> ReportLine {
+    let view = entry.view.borrow().clone();
+    let row = &view.row;
+    let asked = match (&view.live, row.state) {
+        (Some(live), SandboxState::Running) => {
+            match tokio::time::timeout(most, live.agent.metrics()).await {
+                Ok(Ok(metrics)) => Ok(metrics),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => Err(format!(
+                    "the guest agent did not answer within {} s",
+                    most.as_secs_f32()
+                )),
+            }
+        }
+        (_, SandboxState::Failed) => Err(row.reason.clone().unwrap_or_default()),
+        (_, state) => Err(state.to_string()),
+    };
+    let (metrics, error) = match asked {
+        Ok(metrics) => (Some(metrics), None),
+        Err(error) => (None, Some(error)),
+    };
+    ReportLine {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state: row.state,
+        metrics,
+        error,
+    }
 }

@@ -3,12 +3,29 @@
 //! It is a crate of its own because it is the boundary between what speaks a protocol, which knows
 //! no driver, and the drivers. [`Engine`] is all that the layers above use. There is no HTTP here
 //! and no concrete driver.
+//!
+//! Each sandbox has one task that owns its state (`sandbox`); the others send it messages and read
+//! what it last published (`entry`). Each exec has one task that writes its journal (`exec`). One
+//! thread writes the database (`store`). What an earlier daemon left is taken over in `recovery`.
 
+mod activity;
+mod agent;
+mod blocking;
 mod caller;
+mod clock;
 mod config;
+mod core;
 mod engine;
+mod entry;
 mod error;
+mod exec;
+mod journal;
+mod leased;
+mod lock;
 mod reader;
+mod recovery;
+mod sandbox;
+mod store;
 
 // The layers above may use this crate only, and files go straight to the agent.
 pub use pinfold_driver::agent::{
@@ -20,3 +37,6 @@ pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, OpenError};
 pub use reader::EventReader;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! What all sandboxes of an engine share.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pinfold_driver::Driver;
+use pinfold_types::{ErrorCode, ExecId, SandboxId, SandboxName};
+use serde_json::json;
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::Connect;
+use crate::caller::Caller;
+use crate::clock::Clock;
+use crate::config::EngineConfig;
+use crate::entry::Entry;
+use crate::error::EngineError;
+use crate::journal::Limits;
+use crate::lock::StateLock;
+use crate::store::Store;
+
+/// Directory of the journals in the state directory.
+pub(crate) const JOURNALS: &str = "journals";
+/// Directory of the persist directories in the state directory.
+pub(crate) const PERSIST: &str = "persist";
+
+/// Names tried before one is made distinct by a number.
+const NAME_TRIES_MAX: u32 = 32;
+
+/// What all sandboxes share.
+pub(crate) struct Core {
+    pub(crate) config: EngineConfig,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) connect: Connect,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    registry: Mutex<Registry>,
+    /// Starts hold it for reading and a sweep for writing, so that a sweep never takes what is just
+    /// being made for something that nobody owns.
+    pub(crate) effects: RwLock<()>,
+    /// Cancelled when the engine ends.
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) lock: Mutex<Option<StateLock>>,
+    /// Sandboxes whose rows cannot be read; never swept.
+    pub(crate) unreadable: Vec<SandboxId>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("config", &self.config)
+            .field("driver", &self.driver)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    by_id: BTreeMap<SandboxId, Arc<Entry>>,
+    by_name: HashMap<(u32, SandboxName), SandboxId>,
+}
+
+/// The parts that a [`Core`] is made from.
+pub(crate) struct Parts {
+    pub(crate) config: EngineConfig,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) seams: Seams,
+    pub(crate) store: Store,
+    pub(crate) lock: StateLock,
+    pub(crate) unreadable: Vec<SandboxId>,
+}
+
+/// What tests replace.
+#[derive(Clone)]
+pub(crate) struct Seams {
+    pub(crate) connect: Connect,
+    pub(crate) clock: Clock,
+}
+
+impl Core {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            config: parts.config,
+            driver: parts.driver,
+            connect: parts.seams.connect,
+            store: parts.store,
+            clock: parts.seams.clock,
+            registry: Mutex::default(),
+            effects: RwLock::new(()),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            lock: Mutex::new(Some(parts.lock)),
+            unreadable: parts.unreadable,
+        })
+    }
+
+    /// Refuses work once the engine is ending.
+    pub(crate) fn check_open(&self) -> Result<(), EngineError> {
+        if self.closing.is_cancelled() {
+            Err(EngineError::closing())
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn journals(&self, sandbox: &SandboxId) -> PathBuf {
+        self.config.state_dir.join(JOURNALS).join(sandbox.as_str())
+    }
+
+    pub(crate) fn journal(&self, sandbox: &SandboxId, exec: &ExecId) -> PathBuf {
+        self.journals(sandbox).join(exec.as_str())
+    }
+
+    pub(crate) fn journal_limits(&self) -> Limits {
+        Limits::new(self.config.journal_bytes_max)
+    }
+
+    pub(crate) fn persist(&self, sandbox: &SandboxId) -> PathBuf {
+        self.config.state_dir.join(PERSIST).join(sandbox.as_str())
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a name that its owner does not use yet.
+    pub(crate) fn free_name(&self, owner: u32, prefix: &str) -> SandboxName {
+        let registry = self.registry();
+        let taken = |name: &SandboxName| registry.by_name.contains_key(&(owner, name.clone()));
+        let mut name = SandboxName::generate(prefix);
+        for _ in 0..NAME_TRIES_MAX {
+            if !taken(&name) {
+                return name;
+            }
+            name = SandboxName::generate(prefix);
+        }
+        (2..u32::MAX)
+            .filter_map(|number| name.numbered(number).ok())
+            .find(|numbered| !taken(numbered))
+            .unwrap_or(name)
+    }
+
+    /// Adds a sandbox, unless its name is taken or there are too many.
+    pub(crate) fn register(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
+        let mut registry = self.registry();
+        let most = self.config.sandboxes_max;
+        if registry.by_id.len() >= most {
+            return Err(EngineError::new(
+                ErrorCode::LimitExceeded,
+                format!("there are {most} sandboxes already, which is the limit"),
+            )
+            .details(json!({ "limit": most }))
+            .hint("remove some with `pinfold rm NAME`"));
+        }
+        let key = (entry.owner, entry.name.clone());
+        if registry.by_name.contains_key(&key) {
+            return Err(EngineError::new(
+                ErrorCode::AlreadyExists,
+                format!("there is a sandbox `{}` already", entry.name),
+            )
+            .details(json!({ "name": entry.name }))
+            .hint(format!(
+                "choose another name, or remove that one with `pinfold rm {}`",
+                entry.name
+            )));
+        }
+        registry.by_name.insert(key, entry.id.clone());
+        registry.by_id.insert(entry.id.clone(), Arc::clone(entry));
+        Ok(())
+    }
+
+    /// Forgets a sandbox.
+    pub(crate) fn unregister(&self, entry: &Entry) {
+        let mut registry = self.registry();
+        registry.by_id.remove(&entry.id);
+        registry.by_name.remove(&(entry.owner, entry.name.clone()));
+    }
+
+    /// Returns the sandboxes that a caller may see, oldest first.
+    pub(crate) fn visible(&self, caller: &Caller) -> Vec<Arc<Entry>> {
+        self.registry()
+            .by_id
+            .values()
+            .filter(|entry| caller.may_see(entry.owner))
+            .cloned()
+            .collect()
+    }
+
+    /// Finds a sandbox by id or name. What a caller may not see is not there.
+    pub(crate) fn find(&self, caller: &Caller, target: &str) -> Result<Arc<Entry>, EngineError> {
+        let registry = self.registry();
+        let not_found = || EngineError::not_found("sandbox", target);
+        if let Ok(id) = target.parse::<SandboxId>() {
+            return registry
+                .by_id
+                .get(&id)
+                .filter(|entry| caller.may_see(entry.owner))
+                .cloned()
+                .ok_or_else(not_found);
+        }
+        let name = target.parse::<SandboxName>().map_err(|_| not_found())?;
+        let own = registry.by_name.get(&(caller.uid, name.clone()));
+        if let Some(entry) = own.and_then(|id| registry.by_id.get(id)) {
+            return Ok(Arc::clone(entry));
+        }
+        let mut others = registry
+            .by_id
+            .values()
+            .filter(|entry| entry.name == name && caller.may_see(entry.owner));
+        match (others.next(), others.next()) {
+            (Some(entry), None) => Ok(Arc::clone(entry)),
+            (None, _) => Err(not_found()),
+            (Some(_), Some(_)) => Err(EngineError::new(
+                ErrorCode::InvalidArgument,
+                format!("several owners have a sandbox `{name}`"),
+            )
+            .hint("name it by its id; `pinfold list --all --json` shows ids")),
+        }
+    }
+
+    /// Removes what the driver keeps of one sandbox, when nothing else knows how.
+    pub(crate) async fn sweep_only(&self, gone: &SandboxId) -> Result<(), EngineError> {
+        let _alone = self.effects.write().await;
+        let keep: HashSet<SandboxId> = {
+            let registry = self.registry();
+            let known = registry.by_id.keys().filter(|id| *id != gone);
+            known.chain(&self.unreadable).cloned().collect()
+        };
+        let report = self.driver.sweep(&keep).await?;
+        if report.leftovers.is_empty() {
+            return Ok(());
+        }
+        Err(EngineError::new(
+            ErrorCode::Internal,
+            "something of a removed sandbox could not be removed",
+        )
+        .details(json!({ "leftovers": report.leftovers }))
+        .hint("mend what the leftovers say, then remove the sandbox again"))
+    }
+}

@@ -1,0 +1,208 @@
+//! One sandbox as everybody but its own task sees it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pinfold_driver::{Instance, PreparedImage};
+use pinfold_types::api::Sandbox;
+use pinfold_types::{ErrorCode, ExecId, SandboxId, SandboxName, SandboxState};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::activity::{Activity, Lease};
+use crate::agent::Agent;
+use crate::error::EngineError;
+use crate::exec::ExecCell;
+use crate::store::SandboxRow;
+
+/// Most requests that wait for one sandbox's task. Steps take milliseconds, a polite stop ten
+/// seconds; whoever sends more meanwhile is told to come back.
+const MAILBOX_MAX: usize = 256;
+
+/// Answers one request.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+/// What a sandbox's task can be asked to do.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Make the instance of a new sandbox.
+    Create {
+        progress: Option<mpsc::Sender<String>>,
+        reply: Reply<Sandbox>,
+    },
+    Start {
+        reply: Reply<Sandbox>,
+    },
+    Stop {
+        grace: Duration,
+        reply: Reply<Sandbox>,
+    },
+    Pause {
+        reply: Reply<Sandbox>,
+    },
+    Resume {
+        reply: Reply<Sandbox>,
+    },
+    Remove {
+        keep_persist: bool,
+        reply: Reply<Option<PathBuf>>,
+    },
+    /// Hand out the live instance; wakes a frozen one.
+    Use {
+        reply: Reply<(Live, Lease)>,
+    },
+}
+
+/// A running instance and how to reach its agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub(crate) instance: Arc<dyn Instance>,
+    pub(crate) agent: Arc<dyn Agent>,
+    pub(crate) image: Arc<PreparedImage>,
+    /// Cancelled when the instance has ended.
+    pub(crate) gone: CancellationToken,
+    /// Where execs start when nobody says where; asked of the agent once.
+    pub(crate) workdir: Arc<OnceCell<String>>,
+}
+
+impl Live {
+    pub(crate) fn new(
+        instance: Arc<dyn Instance>,
+        agent: Arc<dyn Agent>,
+        image: PreparedImage,
+    ) -> Self {
+        Self {
+            instance,
+            agent,
+            image: Arc::new(image),
+            gone: CancellationToken::new(),
+            workdir: Arc::default(),
+        }
+    }
+}
+
+/// What is known of a sandbox now.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) row: Arc<SandboxRow>,
+    pub(crate) live: Option<Live>,
+}
+
+/// One sandbox: where to send requests, and what its task last said of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: SandboxId,
+    pub(crate) name: SandboxName,
+    pub(crate) owner: u32,
+    mailbox: mpsc::Sender<Message>,
+    pub(crate) view: watch::Sender<View>,
+    pub(crate) activity: Arc<Activity>,
+    execs: Mutex<HashMap<ExecId, Arc<ExecCell>>>,
+    /// The tasks that follow the execs.
+    pub(crate) followers: TaskTracker,
+    /// Ends those tasks where they stand.
+    pub(crate) halt: CancellationToken,
+    /// Somebody wants it gone, so making it is in vain.
+    pub(crate) unwanted: CancellationToken,
+}
+
+impl Entry {
+    pub(crate) fn new(
+        row: SandboxRow,
+        live: Option<Live>,
+        activity: Arc<Activity>,
+        closing: &CancellationToken,
+    ) -> (Arc<Self>, mpsc::Receiver<Message>) {
+        let (mailbox, messages) = mpsc::channel(MAILBOX_MAX);
+        let entry = Self {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            owner: row.owner,
+            mailbox,
+            view: watch::Sender::new(View {
+                row: Arc::new(row),
+                live,
+            }),
+            activity,
+            execs: Mutex::default(),
+            followers: TaskTracker::new(),
+            halt: closing.child_token(),
+            unwanted: CancellationToken::new(),
+        };
+        (Arc::new(entry), messages)
+    }
+
+    pub(crate) fn row(&self) -> Arc<SandboxRow> {
+        Arc::clone(&self.view.borrow().row)
+    }
+
+    pub(crate) fn state(&self) -> SandboxState {
+        self.view.borrow().row.state
+    }
+
+    /// Asks the sandbox's task and waits for its answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        message: impl FnOnce(Reply<T>) -> Message,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .try_send(message(reply))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => EngineError::new(
+                    ErrorCode::LimitExceeded,
+                    format!(
+                        "{MAILBOX_MAX} requests wait for sandbox `{}` already",
+                        self.name
+                    ),
+                )
+                .hint("try again when the step that it is in has ended"),
+                mpsc::error::TrySendError::Closed(_) => self.no_answer(),
+            })?;
+        answer.await.unwrap_or_else(|_| Err(self.no_answer()))
+    }
+
+    /// Takes hold of the running instance; wakes a frozen one.
+    pub(crate) async fn enter(&self) -> Result<(Live, Lease), EngineError> {
+        self.ask(|reply| Message::Use { reply }).await
+    }
+
+    fn no_answer(&self) -> EngineError {
+        if self.halt.is_cancelled() && self.state() != SandboxState::Removing {
+            return EngineError::closing();
+        }
+        match self.state() {
+            SandboxState::Removing => EngineError::not_found("sandbox", self.name.as_str()),
+            _ => EngineError::new(
+                ErrorCode::Internal,
+                format!("sandbox `{}` could not finish the request", self.name),
+            )
+            .hint(format!("see its state with `pinfold status {}`", self.name)),
+        }
+    }
+
+    fn lock_execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<ExecCell>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns an exec that has not ended.
+    pub(crate) fn exec(&self, id: &ExecId) -> Option<Arc<ExecCell>> {
+        self.lock_execs().get(id).cloned()
+    }
+
+    /// Returns every exec that has not ended.
+    pub(crate) fn live_execs(&self) -> Vec<Arc<ExecCell>> {
+        self.lock_execs().values().cloned().collect()
+    }
+
+    pub(crate) fn add_exec(&self, cell: Arc<ExecCell>) {
+        self.lock_execs().insert(cell.row.id.clone(), cell);
+    }
+
+    pub(crate) fn drop_exec(&self, id: &ExecId) {
+        self.lock_execs().remove(id);
+    }
+}

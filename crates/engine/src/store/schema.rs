@@ -1,0 +1,73 @@
+//! The tables, as steps from an empty database to the present one.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::error::OpenError;
+
+/// One step for each version. A step that was released is never changed: a new one follows it.
+const STEPS: &[&str] = &["
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        owner INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT,
+        spec TEXT NOT NULL,
+        record TEXT,
+        granted TEXT,
+        image TEXT,
+        created_ms INTEGER NOT NULL,
+        changed_ms INTEGER NOT NULL,
+        lifetime_done INTEGER NOT NULL,
+        keep_persist INTEGER NOT NULL,
+        UNIQUE (owner, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE execs (
+        sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+        id TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        started_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        ending TEXT,
+        last_seq INTEGER NOT NULL,
+        PRIMARY KEY (sandbox, id)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// Brings a database to the present version, each step in a transaction of its own.
+pub(super) fn migrate(
+    connection: &mut Connection,
+    path: &Path,
+    failed: impl FnOnce(rusqlite::Error) -> OpenError,
+) -> Result<(), OpenError> {
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    let found: i64 = match connection.query_row("PRAGMA user_version", [], |row| row.get(0)) {
+        Ok(found) => found,
+        Err(error) => return Err(failed(error)),
+    };
+    if found > known {
+        return Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+            known,
+        });
+    }
+    apply(connection, found).map_err(failed)
+}
+
+fn apply(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    let mut version = 0i64;
+    for step in STEPS {
+        version += 1;
+        if version <= found {
+            continue;
+        }
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
