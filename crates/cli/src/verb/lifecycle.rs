@@ -3,7 +3,7 @@
 use futures::StreamExt as _;
 use futures::stream;
 use pinfold_client::ClientError;
-use pinfold_types::api::{Sandbox, StopRequest};
+use pinfold_types::api::{Removed, Sandbox, StopRequest};
 use pinfold_types::{ErrorCode, SandboxState};
 
 use crate::arguments::{RmArguments, StopArguments, Targets};
@@ -59,18 +59,11 @@ pub(super) async fn remove(context: &Context, arguments: &RmArguments) -> Result
     // Somebody else may have removed what `--all` found.
     let lenient = arguments.force || arguments.targets.all;
     each(context, names, async |name| {
-        let before = if arguments.keep_persist {
-            context.client.get(&name).await.ok()
-        } else {
-            None
-        };
         match context.client.remove(&name, arguments.keep_persist).await {
             Err(error) if lenient && error.code() == ErrorCode::NotFound => Ok(None),
             Err(error) => Err(error),
-            Ok(()) => {
-                if let Some(sandbox) = before.filter(|sandbox| sandbox.spec.persist) {
-                    told_where(context, &sandbox).await;
-                }
+            Ok(removed) => {
+                tell_where(context, &name, &removed);
                 Ok(None)
             }
         }
@@ -79,15 +72,12 @@ pub(super) async fn remove(context: &Context, arguments: &RmArguments) -> Result
 }
 
 /// Says where a kept `/persist` is.
-pub(super) async fn told_where(context: &Context, sandbox: &Sandbox) {
-    let state_dir = match context.client.version().await {
-        Ok(version) => version.state_dir,
-        Err(_) => return,
-    };
-    context.printer.note(&format!(
-        "what {} had in /persist is kept in {state_dir}/persist/{}",
-        sandbox.name, sandbox.id
-    ));
+pub(super) fn tell_where(context: &Context, name: &str, removed: &Removed) {
+    if let Some(path) = &removed.persist {
+        context
+            .printer
+            .note(&format!("what {name} had in /persist is kept in {path}"));
+    }
 }
 
 /// Does something to each, tells what failed, and ends with whether anything did.

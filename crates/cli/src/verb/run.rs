@@ -5,7 +5,7 @@ use pinfold_types::api::Sandbox;
 
 use super::create;
 use super::exec::{Outcome, Place, Start};
-use super::lifecycle::told_where;
+use super::lifecycle::tell_where;
 use crate::arguments::RunArguments;
 use crate::context::{Context, api_error};
 use crate::error::{CliError, exit_byte};
@@ -145,10 +145,8 @@ async fn leave(
         Err(error) => Err(api_error(error)
             .within(&format!("failed to remove {}", sandbox.name))
             .hint(format!("try `pinfold rm {}`", sandbox.name))),
-        Ok(()) => {
-            if persist {
-                told_where(context, sandbox).await;
-            }
+        Ok(removed) => {
+            tell_where(context, sandbox.name.as_str(), &removed);
             Ok(())
         }
     }
