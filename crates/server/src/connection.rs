@@ -19,9 +19,11 @@ use crate::options::ServerOptions;
 use crate::peer::{self, Connections, Peer};
 use crate::router::{self, Api};
 
-/// Largest head of a request: the longest query, and room for headers. What hyper reads ahead of a
-/// body comes out of the same buffer.
+/// Largest head of a request: the longest query, and room for headers.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of a connection that are read ahead: two heads, or a chunk of a body.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
@@ -122,7 +124,8 @@ impl Acceptor {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.api.options.header_read_max)
-            .max_buf_size(HEAD_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_buf_size(BUFFER_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .keep_alive(!refused)
             .serve_connection(TokioIo::new(stream), with_peer)

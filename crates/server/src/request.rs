@@ -91,6 +91,10 @@ impl<T: DeserializeOwned> FromRequest<Api> for JsonBody<T> {
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let bytes = read_whole(request, JSON_BYTES_MAX, api.options.body_read_max).await?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // Structs would also be read from arrays, by the order of their fields.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(ApiError::invalid("the request is not a JSON object"));
+        }
         serde_json::from_slice(text).map(Self).map_err(|error| {
             ApiError::invalid(format!("the request's JSON is not usable: {error}"))
                 .details(serde_json::json!({ "line": error.line(), "column": error.column() }))

@@ -50,6 +50,7 @@ pub(crate) async fn events(
     RawQuery(query): RawQuery,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
+    let upgrade = upgraded(upgrade)?;
     let stream = Stream::open(api, asked, target, query.as_deref()).await?;
     let sandbox = stream
         .api
@@ -60,7 +61,7 @@ pub(crate) async fn events(
         sandbox_id: sandbox.id,
         exec_id: stream.exec_id.clone(),
     };
-    accept(upgrade, stream, form)
+    Ok(accept(upgrade, stream, form))
 }
 
 /// Streams an exec's events as frames and takes its input, size and signals.
@@ -71,19 +72,23 @@ pub(crate) async fn attach(
     RawQuery(query): RawQuery,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
+    let upgrade = upgraded(upgrade)?;
     let stream = Stream::open(api, asked, target, query.as_deref()).await?;
-    accept(upgrade, stream, Form::Frames)
+    Ok(accept(upgrade, stream, Form::Frames))
 }
 
-fn accept(upgrade: Upgrade, stream: Stream, form: Form) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|rejection| {
+fn upgraded(upgrade: Upgrade) -> Result<WebSocketUpgrade, ApiError> {
+    upgrade.map_err(|rejection| {
         ApiError::invalid("this route is a WebSocket: ask for an upgrade")
             .status(StatusCode::UPGRADE_REQUIRED)
             .caused_by(rejection)
-    })?;
+    })
+}
+
+fn accept(upgrade: WebSocketUpgrade, stream: Stream, form: Form) -> Response {
     // The task belongs to the server's: the upgrade alone would not be waited for.
     let token = stream.api.tasks.token();
-    Ok(upgrade
+    upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
         .max_frame_size(MESSAGE_BYTES_MAX)
         .on_upgrade(move |socket| async move {
@@ -93,7 +98,7 @@ fn accept(upgrade: Upgrade, stream: Stream, form: Form) -> Result<Response, ApiE
                 () = abort.cancelled() => {}
             }
             drop(token);
-        }))
+        })
 }
 
 /// How events are written, and whether anything is read.

@@ -24,11 +24,11 @@ impl fmt::Display for ErrorChain<'_> {
 }
 
 macro_rules! error_codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal, $actor:ident, $retry:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $status:literal, $actor:ident, $retry:literal;)*) => {
         /// What went wrong, as callers may depend on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
-        pub enum ErrorCode { $($(#[$doc])* $name,)* }
+        pub enum ErrorCode { $($(#[doc = $doc])* $name,)* }
 
         impl ErrorCode {
             /// Every code, in the order of the reference.
@@ -42,6 +42,11 @@ macro_rules! error_codes {
             /// Returns the HTTP status.
             pub const fn http_status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
+            }
+
+            /// Returns what it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii(),)* }
             }
 
             /// Returns who can mend it.
@@ -67,6 +72,17 @@ pub enum Actor {
     Operator,
     /// Us.
     Bug,
+}
+
+impl Actor {
+    /// Returns the actor as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Operator => "operator",
+            Self::Bug => "bug",
+        }
+    }
 }
 
 error_codes! {
@@ -156,6 +172,7 @@ mod tests {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
             assert!((400..=599).contains(&code.http_status()));
+            assert!(code.meaning().ends_with('.'), "{code}");
         }
     }
 }

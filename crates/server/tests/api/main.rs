@@ -1,0 +1,15 @@
+//! The server over a real Unix socket, with the engine and the fake driver behind it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "this is a test, but only its test functions are known for one"
+)]
+
+mod connections;
+mod execs;
+mod files;
+mod reference;
+mod requests;
+mod server;
+mod streams;
