@@ -174,7 +174,7 @@ async fn a_sandbox_goes_through_its_life() {
     assert_eq!(taken.code(), ErrorCode::AlreadyExists, "{taken}");
     let id = sandbox.id.as_str();
     assert_eq!(client.get("life").await.unwrap().id, sandbox.id);
-    assert!(client.metrics(id).await.unwrap().memory_limit_mb > 0);
+    assert!(!client.metrics(id).await.unwrap().timestamp.is_empty());
     assert_eq!(client.pause(id).await.unwrap().state, SandboxState::Paused);
     assert_eq!(
         client.resume(id).await.unwrap().state,
