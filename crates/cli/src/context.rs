@@ -80,7 +80,7 @@ impl Context {
         self.client.list_all(&query).await.map_err(api_error)
     }
 
-    /// Returns the names that were typed, or those of all sandboxes in some states.
+    /// Returns what was typed, or all sandboxes in some states.
     ///
     /// # Errors
     ///
@@ -89,15 +89,34 @@ impl Context {
         &self,
         targets: &Targets,
         states: &[SandboxState],
-    ) -> Result<Vec<String>, CliError> {
+    ) -> Result<Vec<Target>, CliError> {
         if !targets.all {
-            return Ok(targets.names.clone());
+            let typed = |name: &String| Target {
+                key: name.clone(),
+                shown: name.clone(),
+            };
+            return Ok(targets.names.iter().map(typed).collect());
         }
         let all = self.all(states).await?;
-        Ok(all
-            .into_iter()
-            .map(|sandbox| sandbox.id.to_string())
-            .collect())
+        Ok(all.iter().map(Target::of).collect())
+    }
+}
+
+/// A sandbox that something is done to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// What the daemon is told: an id where we know it, since names are an owner's own.
+    pub(crate) key: String,
+    /// What people are told.
+    pub(crate) shown: String,
+}
+
+impl Target {
+    fn of(sandbox: &Sandbox) -> Self {
+        Self {
+            key: sandbox.id.to_string(),
+            shown: sandbox.name.to_string(),
+        }
     }
 }
 

@@ -57,7 +57,12 @@ pub(crate) fn report(lines: &[ReportLine], width: Option<usize>) -> String {
             let name = line.name.to_string();
             let Some(metrics) = &line.metrics else {
                 let reason = line.error.as_deref().unwrap_or("its agent does not answer");
-                let reason = format!("{}: {reason}", dead_word(line));
+                let word = dead_word(line);
+                let reason = if reason == word {
+                    reason.to_owned()
+                } else {
+                    format!("{word}: {reason}")
+                };
                 let reason = match width {
                     Some(_) => reason,
                     // Without a terminal no name is cut, so that this must be.

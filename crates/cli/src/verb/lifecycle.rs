@@ -7,7 +7,7 @@ use pinfold_types::api::{Removed, Sandbox, StopRequest};
 use pinfold_types::{ErrorCode, SandboxState};
 
 use crate::arguments::{RmArguments, StopArguments, Targets};
-use crate::context::{Context, api_error};
+use crate::context::{Context, Target, api_error};
 use crate::error::{CliError, exit_code};
 
 /// Sandboxes that are worked on at once: enough to keep the daemon busy, few enough to be fair.
@@ -16,8 +16,8 @@ const CONCURRENT: usize = 16;
 /// `start`.
 pub(super) async fn start(context: &Context, targets: &Targets) -> Result<u8, CliError> {
     let names = context.targets(targets, &[SandboxState::Stopped]).await?;
-    each(context, names, async |name| {
-        context.client.start(&name).await.map(Some)
+    each(context, names, async |target| {
+        context.client.start(&target.key).await.map(Some)
     })
     .await
 }
@@ -29,8 +29,8 @@ pub(super) async fn stop(context: &Context, arguments: &StopArguments) -> Result
     let request = StopRequest {
         grace_ms: arguments.grace,
     };
-    each(context, names, async |name| {
-        context.client.stop(&name, request).await.map(Some)
+    each(context, names, async |target| {
+        context.client.stop(&target.key, request).await.map(Some)
     })
     .await
 }
@@ -38,8 +38,8 @@ pub(super) async fn stop(context: &Context, arguments: &StopArguments) -> Result
 /// `pause`.
 pub(super) async fn pause(context: &Context, targets: &Targets) -> Result<u8, CliError> {
     let names = context.targets(targets, &[SandboxState::Running]).await?;
-    each(context, names, async |name| {
-        context.client.pause(&name).await.map(Some)
+    each(context, names, async |target| {
+        context.client.pause(&target.key).await.map(Some)
     })
     .await
 }
@@ -47,8 +47,8 @@ pub(super) async fn pause(context: &Context, targets: &Targets) -> Result<u8, Cl
 /// `resume`.
 pub(super) async fn resume(context: &Context, targets: &Targets) -> Result<u8, CliError> {
     let names = context.targets(targets, &[SandboxState::Paused]).await?;
-    each(context, names, async |name| {
-        context.client.resume(&name).await.map(Some)
+    each(context, names, async |target| {
+        context.client.resume(&target.key).await.map(Some)
     })
     .await
 }
@@ -58,12 +58,16 @@ pub(super) async fn remove(context: &Context, arguments: &RmArguments) -> Result
     let names = context.targets(&arguments.targets, &[]).await?;
     // Somebody else may have removed what `--all` found.
     let lenient = arguments.force || arguments.targets.all;
-    each(context, names, async |name| {
-        match context.client.remove(&name, arguments.keep_persist).await {
+    each(context, names, async |target| {
+        match context
+            .client
+            .remove(&target.key, arguments.keep_persist)
+            .await
+        {
             Err(error) if lenient && error.code() == ErrorCode::NotFound => Ok(None),
             Err(error) => Err(error),
             Ok(removed) => {
-                tell_where(context, &name, &removed);
+                tell_where(context, &target.shown, &removed);
                 Ok(None)
             }
         }
@@ -81,16 +85,16 @@ pub(super) fn tell_where(context: &Context, name: &str, removed: &Removed) {
 }
 
 /// Does something to each, tells what failed, and ends with whether anything did.
-async fn each<F>(context: &Context, names: Vec<String>, act: F) -> Result<u8, CliError>
+async fn each<F>(context: &Context, targets: Vec<Target>, act: F) -> Result<u8, CliError>
 where
-    F: AsyncFn(String) -> Result<Option<Sandbox>, ClientError>,
+    F: AsyncFn(Target) -> Result<Option<Sandbox>, ClientError>,
 {
     let act = &act;
-    let several = names.len() > 1;
-    let mut results = stream::iter(names)
-        .map(|name| async move {
-            let result = act(name.clone()).await;
-            (name, result)
+    let several = targets.len() > 1;
+    let mut results = stream::iter(targets)
+        .map(|target| async move {
+            let result = act(target.clone()).await;
+            (target.shown, result)
         })
         .buffered(CONCURRENT);
     let mut done = Vec::new();

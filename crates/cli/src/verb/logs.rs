@@ -1,7 +1,7 @@
 //! `logs`: what the programs of a sandbox wrote, one after the other, or as it comes.
 
 use futures::StreamExt as _;
-use futures::stream::{FuturesUnordered, select_all};
+use futures::stream::select_all;
 use pinfold_client::{ClientError, EventRange, EventStream};
 use pinfold_types::OutputStream;
 use pinfold_types::api::{Exec, parse_time_ms};
@@ -23,20 +23,21 @@ pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result
         sink: Sink::plain(writer),
     };
     let mut result = Ok(());
-    if arguments.follow {
-        let opening: FuturesUnordered<_> =
-            execs.iter().map(|exec| open(context, exec, true)).collect();
-        let opened: Vec<Result<EventStream, ClientError>> = opening.collect().await;
-        let streams: Result<Vec<EventStream>, ClientError> = opened.into_iter().collect();
-        result = printing.all(select_all(streams.map_err(api_error)?)).await;
-    } else {
-        for exec in &execs {
-            let events = open(context, exec, false).await.map_err(api_error)?;
-            result = printing.all(events).await;
-            if result.is_err() {
-                break;
-            }
+    // What has ended comes first and in order; what still runs is mixed as it comes.
+    let (live, ended): (Vec<Exec>, Vec<Exec>) = execs
+        .into_iter()
+        .partition(|exec| arguments.follow && exec.ended_at.is_none());
+    for exec in &ended {
+        let events = open(context, exec, false).await.map_err(api_error)?;
+        result = printing.all(events).await;
+        if result.is_err() {
+            break;
         }
+    }
+    if result.is_ok() && !live.is_empty() {
+        let opened = live.iter().map(|exec| open(context, exec, true));
+        let streams = futures::future::try_join_all(opened).await;
+        result = printing.all(select_all(streams.map_err(api_error)?)).await;
     }
     printing.sink.finish().await?;
     // What the writing thread met says more than that it ended.
