@@ -183,8 +183,10 @@ pub(super) fn run(arguments: &[OsString], descriptors: &[OwnedFd]) -> Result<Ans
         // SAFETY: the default action has no handler that could run.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
-    let (near, far) = channel().map_err(failed)?;
-    let far = above(&far).map_err(|errno| failed(errno.into()))?;
+    let (near, low) = channel().map_err(failed)?;
+    let far = above(&low).map_err(|errno| failed(errno.into()))?;
+    // Else this process itself would keep the end open whose closing it waits for.
+    drop(low);
     let child = fork(|| {
         let _unsupported = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         let refusal = match execute(arguments, descriptors) {
