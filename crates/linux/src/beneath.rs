@@ -51,6 +51,11 @@ impl Beneath {
         root.map(|root| Self { root }).map_err(failed("open", path))
     }
 
+    /// Takes a directory that is open, also one that was opened only as a path.
+    pub fn from_descriptor(root: OwnedFd) -> Self {
+        Self { root }
+    }
+
     /// Opens what exists at `path`, never following a link and never waiting.
     ///
     /// Always non-blocking: where a FIFO stands in for a file, a plain open would wait for ever for
