@@ -20,6 +20,7 @@ use crate::files::Files;
 use crate::metrics::Usage;
 use crate::process::Table;
 use crate::root::Root;
+use crate::worker::Workers;
 use crate::{Agent, dial, ready, serve};
 
 /// Most bytes of the boot record.
@@ -106,6 +107,7 @@ fn run() -> Result<(), BootError> {
             (null.into(), open_files),
         ),
         files: Files::new(root),
+        workers: Workers::default(),
         usage,
         dials: dial::Dials::default(),
     };

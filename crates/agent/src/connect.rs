@@ -13,7 +13,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use connectrpc::{ConnectError, ConnectRpcService, ErrorCode, Limits, Router};
-use pinfold_agent_api::v1::{ProcessServiceExt, SystemServiceExt};
+use pinfold_agent_api::v1::{FileServiceExt, ProcessServiceExt, SystemServiceExt};
 use pinfold_types::error::ErrorChain;
 
 use crate::Agent;
@@ -30,6 +30,7 @@ pub(crate) fn service(agent: &Arc<Agent>) -> ConnectRpcService {
     let service = Arc::new(Service(Arc::clone(agent)));
     let router = ProcessServiceExt::register(Arc::clone(&service), Router::new());
 
+    let router = FileServiceExt::register(Arc::clone(&service), router);
     let router = SystemServiceExt::register(service, router);
     let limits = Limits::default()
         .with_max_request_body_size(MESSAGE_BYTES_MAX)

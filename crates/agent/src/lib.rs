@@ -36,6 +36,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Agent {
     table: process::Table,
     files: files::Files,
+    workers: worker::Workers,
     usage: Arc<metrics::Usage>,
     dials: dial::Dials,
 }

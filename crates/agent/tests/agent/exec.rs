@@ -342,6 +342,17 @@ async fn a_terminals_end_of_input_ends_a_begun_line_too() {
     assert!(text.ends_with("begunend\r\n"), "{text:?}");
 }
 
+/// Whether a shell waits for a `sleep`.
+fn sleeps(shell: i32) -> bool {
+    let children = format!("/proc/{shell}/task/{shell}/children");
+    std::fs::read_to_string(children).is_ok_and(|children| {
+        children.split_whitespace().any(|child| {
+            std::fs::read_to_string(format!("/proc/{child}/comm"))
+                .is_ok_and(|name| name == "sleep\n")
+        })
+    })
+}
+
 #[tokio::test]
 async fn an_interrupt_goes_to_the_foreground_of_a_terminal() {
     let world = World::new();
@@ -351,9 +362,12 @@ async fn an_interrupt_goes_to_the_foreground_of_a_terminal() {
         .await
         .unwrap();
     world.until("a", |text| text.contains("ready")).await;
+    let shell = world.list().await[0].pid;
+    eventually("the first sleep", || sleeps(shell)).await;
     // From the keyboard: Ctrl-C.
     world.input("a", &[3], false).await.unwrap();
     world.until("a", |text| text.contains("after")).await;
+    eventually("the second sleep", || sleeps(shell)).await;
     world.signal("a", libc::SIGINT, false).await.unwrap();
     let text = text(&world.read("a", 1, true).await);
     assert_eq!(text.matches("caught").count(), 2, "{text:?}");
