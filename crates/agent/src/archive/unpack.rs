@@ -100,8 +100,8 @@ impl Target {
         let mut extension = Extension::default();
         let mut count = 0;
         for entry in archive.entries()?.raw(true) {
-            let mut entry = entry?;
-            let size = entry.header().entry_size()?;
+            let mut entry = entry.map_err(damaged)?;
+            let size = entry.header().entry_size().map_err(damaged)?;
             match entry.header().entry_type() {
                 EntryType::GNULongName => extension.path = Some(name(read(&mut entry, size)?)),
                 EntryType::GNULongLink => extension.link = Some(name(read(&mut entry, size)?)),
@@ -217,8 +217,7 @@ impl Target {
 
     fn add_directory(&mut self, path: PathBuf, attributes: Attributes) -> io::Result<()> {
         let mode = attributes.mode | Mode::from_raw_mode(OWNER_ALL);
-        let made = self.beneath.mkdir(&path, mode).map_err(cause);
-        if let Err(error) = made {
+        if let Err(error) = self.beneath.mkdir(&path, mode).map_err(cause) {
             let present = self.beneath.stat(&path).map_err(cause)?;
             let kind = FileType::from_raw_mode(present.st_mode);
             if error.kind() != io::ErrorKind::AlreadyExists || kind != FileType::Directory {
@@ -299,6 +298,14 @@ fn clean(stored: &[u8]) -> io::Result<PathBuf> {
         return Err(malformed("its path is too deep"));
     }
     Ok(path)
+}
+
+/// Calls what the reader of archives does not understand by its name: it has none of its own for it.
+fn damaged(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::Other => io::Error::new(io::ErrorKind::InvalidData, error),
+        _ => error,
+    }
 }
 
 fn in_entry(stored: &[u8], error: &io::Error) -> io::Error {
