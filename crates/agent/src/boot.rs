@@ -29,7 +29,7 @@ const BOOT_BYTES_MAX: u64 = 64 << 10;
 const USAGE_FILES_MAX: usize = 16;
 /// How long processes may take to end by themselves when the sandbox is told to end. Who tells it
 /// has a patience of its own, normally a shorter one.
-const END_TIME: Duration = Duration::from_secs(60);
+const END_TIME: Duration = Duration::from_mins(1);
 /// How often it is looked whether they have.
 const END_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Open files that execs get at first, as programs expect; they may raise it.

@@ -59,7 +59,7 @@ impl Default for Dials {
 }
 
 impl Dials {
-    /// Connects to a port of 127.0.0.1 or else of ::1.
+    /// Connects to a port of `127.0.0.1` or else of `::1`.
     pub(crate) async fn connect(&self, port: u16) -> Result<Connection, DialError> {
         let place = Arc::clone(&self.free)
             .try_acquire_owned()

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         // The sandbox's id may follow, so that it shows in a list of processes.
         Some("init") => pinfold_agent::init(),
-        Some("launcher") => launcher(),
+        Some("launcher") => ExitCode::from(pinfold_linux::launcher::serve()),
         Some("--version") => {
             let line = format!("pinfold-agent {}\n", pinfold_agent::VERSION);
             match std::io::stdout().write_all(line.as_bytes()) {
@@ -21,10 +21,6 @@ fn main() -> ExitCode {
         }
         _ => complain("say `init`, `launcher` or `--version`"),
     }
-}
-
-fn launcher() -> ExitCode {
-    ExitCode::from(pinfold_linux::launcher::serve())
 }
 
 /// Standard error is a log of the host's; if even that is gone nobody is left to be told.

@@ -127,13 +127,12 @@ impl Usage {
 
     /// Gathers everything. The first call in a while takes a tenth of a second.
     pub async fn metrics(self: &Arc<Self>) -> Metrics {
-        let before = match self.earlier_sample() {
-            Some(sample) => sample,
-            None => {
-                let first = self.sample();
-                tokio::time::sleep(SAMPLE_APART_MIN).await;
-                first
-            }
+        let before = if let Some(sample) = self.earlier_sample() {
+            sample
+        } else {
+            let first = self.sample();
+            tokio::time::sleep(SAMPLE_APART_MIN).await;
+            first
         };
         let now = self.sample();
         self.sample_for_a_while(now);
@@ -261,7 +260,7 @@ mod tests {
         }
     }
 
-    fn usage(boot: Boot, contents: &[&str]) -> Arc<Usage> {
+    fn usage(boot: &Boot, contents: &[&str]) -> Arc<Usage> {
         let files = contents
             .iter()
             .map(|content| {
@@ -271,7 +270,7 @@ mod tests {
             })
             .collect();
         let root = Arc::new(Root::open(std::path::Path::new("/")).unwrap());
-        Arc::new(Usage::new(&boot, files, root))
+        Arc::new(Usage::new(boot, files, root))
     }
 
     #[tokio::test]
@@ -307,7 +306,7 @@ mod tests {
             ),
         ] {
             let usage = usage(
-                Boot {
+                &Boot {
                     usage: kinds.to_vec(),
                     cpu_limit_milli: 500,
                     memory_limit_bytes: 200 << 20,
@@ -342,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_usage_files_proc_is_asked() {
-        let metrics = usage(Boot::default(), &[]).metrics().await;
+        let metrics = usage(&Boot::default(), &[]).metrics().await;
         assert!(metrics.memory_mb > 0);
         assert_eq!((metrics.memory_limit_mb, metrics.memory_percent), (0, 0.0));
     }

@@ -54,7 +54,7 @@ pub(crate) fn resolve(root: &Root, user: &str) -> Result<Credentials, UserError>
     if let Some(group) = group {
         let group = find_group(&groups, group)?;
         return Ok(Credentials {
-            user: found.user,
+            user: found.id,
             group,
             groups: vec![group],
         });
@@ -69,7 +69,7 @@ pub(crate) fn resolve(root: &Root, user: &str) -> Result<Credentials, UserError>
         }
     }
     Ok(Credentials {
-        user: found.user,
+        user: found.id,
         group: found.group,
         groups: members,
     })
@@ -86,7 +86,7 @@ fn read(root: &Root, path: &'static str) -> Result<String, UserError> {
 
 struct User<'a> {
     name: Option<&'a str>,
-    user: u32,
+    id: u32,
     group: u32,
 }
 
@@ -104,7 +104,7 @@ fn find_user<'a>(users: &'a str, wanted: &str) -> Result<User<'a>, UserError> {
         if name == wanted || number == Some(user) {
             return Ok(User {
                 name: Some(name),
-                user,
+                id: user,
                 group,
             });
         }
@@ -113,7 +113,7 @@ fn find_user<'a>(users: &'a str, wanted: &str) -> Result<User<'a>, UserError> {
         // -1 means "keep" to the kernel.
         Some(user) if user != u32::MAX => Ok(User {
             name: None,
-            user,
+            id: user,
             group: 0,
         }),
         _ => Err(UserError::NoUser(wanted.to_owned())),

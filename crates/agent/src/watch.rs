@@ -124,7 +124,7 @@ impl Watch {
     pub async fn next(&mut self) -> io::Result<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Ok(self.describe(event));
+                return Ok(self.describe(&event));
             }
             let mut ready = self.queue.readable().await?;
             let events = self.queue.get_ref().read()?;
@@ -135,7 +135,7 @@ impl Watch {
         }
     }
 
-    fn describe(&mut self, event: kernel::Event) -> Event {
+    fn describe(&mut self, event: &kernel::Event) -> Event {
         let directory = self.paths.get(&event.watch).unwrap_or(&self.top).clone();
         if event.mask & kernel::IGNORED != 0 {
             self.paths.remove(&event.watch);

@@ -145,8 +145,8 @@ impl Service {
 }
 
 impl FileService for Service {
-    async fn stat<'a>(
-        &'a self,
+    async fn stat(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, StatRequest>,
     ) -> ServiceResult<StatResponse> {
@@ -160,8 +160,8 @@ impl FileService for Service {
         })
     }
 
-    async fn list_directory<'a>(
-        &'a self,
+    async fn list_directory(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, ListDirectoryRequest>,
     ) -> ServiceResult<ListDirectoryResponse> {
@@ -191,8 +191,8 @@ impl FileService for Service {
         )
     }
 
-    async fn write_file<'a>(
-        &'a self,
+    async fn write_file(
+        &self,
         _context: RequestContext,
         requests: InboundStream<WriteFileRequest>,
     ) -> ServiceResult<WriteFileResponse> {
@@ -222,8 +222,8 @@ impl FileService for Service {
         })
     }
 
-    async fn make_directory<'a>(
-        &'a self,
+    async fn make_directory(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, MakeDirectoryRequest>,
     ) -> ServiceResult<MakeDirectoryResponse> {
@@ -234,8 +234,8 @@ impl FileService for Service {
         Response::ok(MakeDirectoryResponse::default())
     }
 
-    async fn rename<'a>(
-        &'a self,
+    async fn rename(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, RenameRequest>,
     ) -> ServiceResult<RenameResponse> {
@@ -244,8 +244,8 @@ impl FileService for Service {
         Response::ok(RenameResponse::default())
     }
 
-    async fn remove<'a>(
-        &'a self,
+    async fn remove(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<RemoveResponse> {
@@ -292,8 +292,8 @@ impl FileService for Service {
         )
     }
 
-    async fn unpack<'a>(
-        &'a self,
+    async fn unpack(
+        &self,
         _context: RequestContext,
         requests: InboundStream<UnpackRequest>,
     ) -> ServiceResult<UnpackResponse> {

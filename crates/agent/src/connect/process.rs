@@ -85,8 +85,8 @@ fn start_request(request: v1::StartRequest) -> StartRequest {
 }
 
 impl ProcessService for Service {
-    async fn start<'a>(
-        &'a self,
+    async fn start(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, v1::StartRequest>,
     ) -> ServiceResult<StartResponse> {
@@ -136,8 +136,8 @@ impl ProcessService for Service {
         Response::stream_ok(events)
     }
 
-    async fn acknowledge<'a>(
-        &'a self,
+    async fn acknowledge(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, AcknowledgeRequest>,
     ) -> ServiceResult<AcknowledgeResponse> {
@@ -148,8 +148,8 @@ impl ProcessService for Service {
         Response::ok(AcknowledgeResponse::default())
     }
 
-    async fn input<'a>(
-        &'a self,
+    async fn input(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, InputRequest>,
     ) -> ServiceResult<InputResponse> {
@@ -164,8 +164,8 @@ impl ProcessService for Service {
         Response::ok(InputResponse::default())
     }
 
-    async fn resize<'a>(
-        &'a self,
+    async fn resize(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, ResizeRequest>,
     ) -> ServiceResult<ResizeResponse> {
@@ -176,8 +176,8 @@ impl ProcessService for Service {
         Response::ok(ResizeResponse::default())
     }
 
-    async fn signal<'a>(
-        &'a self,
+    async fn signal(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, SignalRequest>,
     ) -> ServiceResult<SignalResponse> {
@@ -191,8 +191,8 @@ impl ProcessService for Service {
         Response::ok(SignalResponse::default())
     }
 
-    async fn list<'a>(
-        &'a self,
+    async fn list(
+        &self,
         _context: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<ListResponse> {
@@ -203,8 +203,8 @@ impl ProcessService for Service {
         })
     }
 
-    async fn forget<'a>(
-        &'a self,
+    async fn forget(
+        &self,
         _context: RequestContext,
         request: ServiceRequest<'_, ForgetRequest>,
     ) -> ServiceResult<ForgetResponse> {

@@ -8,8 +8,8 @@ use pinfold_agent_api::v1::{
 use super::Service;
 
 impl SystemService for Service {
-    async fn ready<'a>(
-        &'a self,
+    async fn ready(
+        &self,
         _context: RequestContext,
         _request: ServiceRequest<'_, ReadyRequest>,
     ) -> ServiceResult<ReadyResponse> {
@@ -20,8 +20,8 @@ impl SystemService for Service {
         })
     }
 
-    async fn metrics<'a>(
-        &'a self,
+    async fn metrics(
+        &self,
         _context: RequestContext,
         _request: ServiceRequest<'_, MetricsRequest>,
     ) -> ServiceResult<MetricsResponse> {

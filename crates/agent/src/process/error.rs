@@ -101,7 +101,9 @@ impl StartError {
         let command = crate::shorten(command);
         let not_executable = |command, reason| Self::NotExecutable { command, reason };
         match (error.step, error.source.raw_os_error().unwrap_or(0)) {
-            (Step::Execute, libc::ENOENT | libc::ENOTDIR) => Self::NotFound(command),
+            (Step::Execute, libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG) => {
+                Self::NotFound(command)
+            }
             (Step::Execute, libc::EACCES | libc::EPERM) => {
                 not_executable(command, "it is not a file that this user may execute")
             }
@@ -118,7 +120,6 @@ impl StartError {
                 "the interpreter or loader that it names is not in the sandbox",
             ),
             (Step::Execute, libc::E2BIG) => Self::TooLong,
-            (Step::Execute, libc::ENAMETOOLONG) => Self::NotFound(command),
             (Step::Clone, libc::EAGAIN | libc::ENOMEM) => Self::Limit(
                 "the sandbox has no process or memory left for another command; \
                  end one, or give it a larger limit"
