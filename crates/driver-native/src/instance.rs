@@ -27,6 +27,8 @@ use crate::{blocking, process, teardown};
 
 /// Longest time that connections to the agent may queue before one more is refused.
 const QUEUE_FULL_MAX: Duration = Duration::from_secs(5);
+/// Longest time for a program inside to take a connection from its queue.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Time between two looks at what cannot be waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -145,11 +147,28 @@ impl Live {
         })
         .await?;
         let stream = std::net::TcpStream::from(socket);
-        stream
+        let stream = stream
             .set_nonblocking(true)
             .and_then(|()| TcpStream::from_std(stream))
-            .map(|stream| Box::new(stream) as GuestStream)
-            .map_err(|source| self.broken("take the connection", source))
+            .map_err(|source| self.broken("take the connection", source))?;
+        self.connected(&stream, port).await?;
+        Ok(Box::new(stream))
+    }
+
+    /// Waits until a connection that may still be under way is made.
+    async fn connected(&self, stream: &TcpStream, port: u16) -> Result<(), DriverError> {
+        let made = async {
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(()), Err)
+        };
+        let done = tokio::time::timeout(CONNECT_MAX, made).await;
+        done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| {
+                let message = format!("nothing takes connections on port {port} of {}", self.id);
+                DriverError::new(DriverErrorKind::ConnectionRefused, message)
+                    .hint("start the program that listens there, on 127.0.0.1 or all addresses")
+                    .caused_by(source)
+            })
     }
 
     fn duplicate(&self) -> Result<OwnedFd, DriverError> {
