@@ -91,19 +91,18 @@ async fn serve_stream(
 /// Serves readiness and metrics to whoever connects, for ever.
 pub(crate) async fn serve_tcp(agent: Arc<Agent>, listener: TcpListener, free: Arc<Semaphore>) {
     loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let connection = serve_tcp_stream(Arc::clone(&agent), stream);
-                tokio::spawn(async move {
-                    drop(tokio::time::timeout(TCP_CONNECTION_TIME, connection).await);
-                    drop(permit);
-                });
-            }
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
+        let connection = serve_tcp_stream(Arc::clone(&agent), stream);
+        tokio::spawn(async move {
+            drop(tokio::time::timeout(TCP_CONNECTION_TIME, connection).await);
+            drop(permit);
+        });
     }
 }
 

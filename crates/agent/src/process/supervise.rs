@@ -18,7 +18,7 @@ use crate::metrics::Usage;
 pub(super) const DRAIN_QUIET: Duration = Duration::from_millis(500);
 /// The same when a background process never is silent. Everything that was written before the
 /// process ended is journaled in any case.
-pub(super) const DRAIN_MAX: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// How often what a process tree leaves behind is looked for again.
 const KILL_EVERY: Duration = Duration::from_millis(5);
 /// How often the tree is stopped before it is killed, so that it cannot grow meanwhile.

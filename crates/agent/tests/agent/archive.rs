@@ -7,6 +7,7 @@ use std::path::Path;
 use connectrpc::ConnectError;
 use futures::stream;
 use pinfold_agent_api::v1::{PackRequest, UnpackRequest};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tar::{Archive, Builder, EntryType, Header};
 
 use crate::world::World;
@@ -78,8 +79,7 @@ fn tree(root: &Path) {
         std::fs::Permissions::from_mode(0o4711),
     )
     .unwrap();
-    use rustix::fs::{CWD, FileType, Mode};
-    rustix::fs::mknodat(CWD, root.join("tree/fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    mknodat(CWD, root.join("tree/fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
     std::os::unix::net::UnixListener::bind(root.join("tree/socket")).unwrap();
 }
 

@@ -9,6 +9,8 @@ use pinfold_agent_api::v1::{
     RenameRequest, StatRequest, WatchRequest, WriteFileRequest,
 };
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
 use crate::world::{World, eventually};
 
 async fn stat(world: &World, path: &str, follow: bool) -> Result<FileInfo, ConnectError> {
@@ -110,8 +112,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, ConnectError>) -> ErrorCode {
 }
 
 fn mkfifo(path: &std::path::Path) {
-    use rustix::fs::{CWD, FileType, Mode};
-    rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
 }
 
 #[tokio::test]
@@ -343,13 +344,13 @@ async fn a_file_is_written_in_place() {
             ..to(&format!("/a/{in_place}/file"))
         };
         assert_eq!(write(&world, made, &[b"x"]).await.unwrap(), 1);
-        let mode = world
+        let found = world
             .root()
             .join(format!("a/{in_place}/file"))
             .metadata()
             .unwrap()
             .mode();
-        assert_eq!(mode & 0o7777, 0o700);
+        assert_eq!(found & 0o7777, 0o700);
     }
 }
 
@@ -447,6 +448,6 @@ async fn changes_are_watched() {
         }
     }
     let mut missing = world.file.watch(request("/nothing", false)).await.unwrap();
-    assert!(missing.message().await.unwrap().is_none());
-    assert_eq!(missing.error().unwrap().code, ErrorCode::NotFound);
+    let error = missing.message().await.err().unwrap();
+    assert_eq!(error.code, ErrorCode::NotFound);
 }
