@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect as connect_socket, socket_with};
 use rustix::process::Signal;
@@ -20,10 +21,16 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use super::child::above;
 use super::error::LaunchFailure;
 use super::plan::Bind;
-use super::server::{channel, fork};
+use super::server::{channel, fork, report_channel};
 use super::wire::{self, Answer, Refusal, refused};
 use crate::beneath::Beneath;
 use crate::root;
+
+/// Longest that the launcher waits for a connection on a sandbox's loopback.
+const CONNECT_WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 
 /// What a job that answers at once gives back.
 type Given = Result<Option<OwnedFd>, Refusal>;
@@ -99,10 +106,15 @@ fn dial(family: AddressFamily, address: &std::net::SocketAddr) -> Result<OwnedFd
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     match connect_socket(&socket, address) {
-        // A queue is full; the socket becomes writable once it is connected.
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
-        Err(errno) => Err(errno),
+        Err(Errno::INPROGRESS) => {}
+        connected => return connected.map(|()| socket),
     }
+    // Even on a loopback the answer may come a moment after the call. If none does, the listener's
+    // queue is full, and the socket becomes writable when there is place.
+    let mut polled = [PollFd::new(&socket, PollFlags::OUT)];
+    poll(&mut polled, Some(&CONNECT_WAIT))?;
+    rustix::net::sockopt::socket_error(&socket)??;
+    Ok(socket)
 }
 
 /// Mounts a host path in a sandbox that runs.
@@ -183,10 +195,7 @@ pub(super) fn run(arguments: &[OsString], descriptors: &[OwnedFd]) -> Result<Ans
         // SAFETY: the default action has no handler that could run.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
-    let (near, low) = channel().map_err(failed)?;
-    let far = above(&low).map_err(|errno| failed(errno.into()))?;
-    // Else this process itself would keep the end open whose closing it waits for.
-    drop(low);
+    let (near, far) = report_channel().map_err(failed)?;
     let child = fork(|| {
         let _unsupported = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         let refusal = match execute(arguments, descriptors) {

@@ -278,7 +278,7 @@ pub(super) fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// As [`channel`], with the second socket out of the way of the agent's descriptors.
-fn report_channel() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn report_channel() -> io::Result<(OwnedFd, OwnedFd)> {
     let (near, far) = channel()?;
     Ok((near, above(&far)?))
 }

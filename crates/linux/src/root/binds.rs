@@ -134,8 +134,7 @@ pub(crate) fn place(root: &OwnedFd, prepared: Prepared<'_>) -> Result<(), Refusa
         move |errno: Errno| refused(LaunchFailure::InvalidMount, step)(errno).at(path.clone())
     };
     let target = open_target(root, &prepared).map_err(failed("make the path inside"))?;
-    let filesystem = fstatfs(&target).map_err(failed("look at the path inside"))?;
-    if [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC].contains(&filesystem.f_type) {
+    if is_of_the_kernel(&target).map_err(failed("look at the path inside"))? {
         return Err(failed("use the path inside")(Errno::PERM)
             .hint("it leads into /proc or /sys, which are the sandbox's own"));
     }
@@ -156,8 +155,17 @@ pub(crate) fn take_away(root: &OwnedFd, target: &Path) -> Result<(), Refusal> {
     let name = target.file_name().ok_or_else(|| failed(Errno::INVAL))?;
     let names = names_of(parent).map_err(|_| failed(Errno::INVAL))?;
     let parent = open_inside(root, &Path::new(".").join(relative(&names))).map_err(failed)?;
+    // A link of the guest's must not lead to where a mount hides something.
+    if is_of_the_kernel(&parent).map_err(failed)? {
+        return Err(failed(Errno::PERM));
+    }
     rustix::process::fchdir(&parent).map_err(failed)?;
     unmount(name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)
+}
+
+fn is_of_the_kernel(file: &OwnedFd) -> Result<bool, Errno> {
+    let kind = fstatfs(file)?.f_type;
+    Ok([libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC].contains(&kind))
 }
 
 fn open_target(root: &OwnedFd, prepared: &Prepared<'_>) -> Result<OwnedFd, Errno> {
