@@ -3,6 +3,8 @@
 //! The suite runs as whoever runs this test. Started by root, it also starts itself again as the
 //! users that `cargo xtask people` makes.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -144,6 +146,130 @@ async fn setup() -> Setup {
 }
 
 pinfold_driver::conformance::suite!(setup);
+
+/// Cases of this driver alone.
+mod native {
+    use pinfold_driver::conformance::{Sandbox, Stop, Verdict, check};
+    use pinfold_driver::{
+        DriverError, DriverErrorKind, ImageRequest, InstanceSpec, NoProgress, StartSource,
+    };
+    use pinfold_types::{ByteSize, Resources};
+
+    use super::*;
+
+    fn fail<T>(what: impl Into<String>) -> Verdict<T> {
+        Err(Stop::Failed(what.into()))
+    }
+
+    async fn start(setup: &Setup, resources: Resources) -> Verdict<Result<Sandbox, DriverError>> {
+        let image = ImageRequest {
+            reference: setup.facts.image.clone(),
+        };
+        let image = setup.driver.prepare(&image, &NoProgress).await?;
+        let id = SandboxId::new();
+        let spec = InstanceSpec {
+            hostname: "yard".to_owned(),
+            resources,
+            ..InstanceSpec::default()
+        };
+        let started = setup
+            .driver
+            .start(&id, StartSource::Image(&image), &spec)
+            .await;
+        Ok(match started {
+            Ok(instance) => {
+                let sandbox = Sandbox::of(id, instance);
+                sandbox.answers().await?;
+                sandbox.agent.make_directory("/yard", 0o755, true).await?;
+                Ok(sandbox)
+            }
+            Err(error) => {
+                setup.nothing_left(&id).await?;
+                Err(error)
+            }
+        })
+    }
+
+    /// Fills a file until no more fits and answers its size.
+    async fn fill(sandbox: &Sandbox) -> Verdict<u64> {
+        let script = "dd if=/dev/zero of=/root/full bs=1M count=200 2>&- ; stat -c %s /root/full";
+        let size = sandbox.script(script).await?.text();
+        size.trim().parse().or_else(|_| fail(size))
+    }
+
+    async fn a_disk_limit_holds_or_is_refused(setup: &Setup) -> Verdict {
+        let disk = Some(ByteSize::from_mib(48));
+        let memory = Some(ByteSize::from_mib(256));
+        let wanted = Resources {
+            disk,
+            memory,
+            ..Resources::default()
+        };
+        let sandbox = match start(setup, wanted).await? {
+            Ok(sandbox) => sandbox,
+            // Without a memory cgroup there is nothing that a disk in memory could count to.
+            Err(error) if error.kind == DriverErrorKind::NeedsCgroup => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let size = fill(&sandbox).await?;
+        if !(16 << 20..=48 << 20).contains(&size) {
+            return fail(format!("{size} bytes fit"));
+        }
+        let granted = sandbox.instance.record().granted;
+        if !granted.limits["disk"].starts_with("48MiB (") {
+            return fail(format!("{granted:?}"));
+        }
+        sandbox.remove().await?;
+        setup.nothing_left(&sandbox.id).await
+    }
+
+    async fn limits_change_on_a_live_sandbox(setup: &Setup) -> Verdict {
+        if !setup.driver.capabilities().live_resources {
+            return Err(Stop::Skipped("this user has no cgroups".to_owned()));
+        }
+        let sandbox = setup.sandbox().await?;
+        let wanted = Resources {
+            memory: Some(ByteSize::from_mib(64)),
+            pids: Some(100),
+            ..Resources::default()
+        };
+        let granted = sandbox.instance.update(&wanted).await?;
+        if !granted.limits["memory"].starts_with("64MiB (cgroup") {
+            return fail(format!("{granted:?}"));
+        }
+        if sandbox.instance.record().granted != granted {
+            return fail("the record does not know of it");
+        }
+        let hog = "head -c 300000000 /dev/zero | tail -c 290000000 > /dev/null";
+        // That the program fails may have other reasons; the host's own count has not.
+        drop(sandbox.script(hog).await);
+        if sandbox.instance.usage().await?.out_of_memory.unwrap_or(0) == 0 {
+            return fail("the new limit ended nothing");
+        }
+        let bigger = Resources {
+            disk: Some(ByteSize::from_mib(64)),
+            ..wanted
+        };
+        match sandbox.instance.update(&bigger).await {
+            Err(error) if error.kind == DriverErrorKind::NeedsDiskLimit => Ok(()),
+            other => fail(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn disk_limit_holds_or_is_refused() -> Result<(), String> {
+        check(setup, |setup| {
+            Box::pin(a_disk_limit_holds_or_is_refused(setup))
+        })
+    }
+
+    #[test]
+    fn live_limits_change() -> Result<(), String> {
+        check(setup, |setup| {
+            Box::pin(limits_change_on_a_live_sandbox(setup))
+        })
+    }
+}
 
 /// Runs the whole suite again as another user.
 fn as_user(user: &str) {
