@@ -96,10 +96,12 @@ fn end_processes(claims: &Claims) -> Result<(), DriverError> {
         )
         .caused_by(error)
     };
-    let known = match &claims.process {
-        Some(process) => vec![process.clone()],
-        None => process::marked(claims.id.as_str(), claims.ids),
-    };
+    let mut known: Vec<Process> = claims.process.iter().cloned().collect();
+    if claims.group.is_none() || known.is_empty() {
+        // A launcher or a daemon that died may have left a process that nobody wrote down. With a
+        // cgroup it is found there, which costs less than to look at every process of the host.
+        known.extend(process::marked(claims.id.as_str(), claims.ids));
+    }
     let first: Vec<OwnedFd> = known.iter().filter_map(Process::open).collect();
     for process in &first {
         // With process 1 the kernel ends all others of its pid namespace.

@@ -227,6 +227,47 @@ fn a_later_daemon_adopts_what_lives_and_sweeps_what_nobody_owns() {
     });
 }
 
+/// Returns the launcher of a driver: the child of this process that writes to its log.
+fn launcher_of(native: &Path) -> rustix::process::Pid {
+    let log = native.join("launcher.log");
+    let own = format!("PPid:\t{}", std::process::id());
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let is_it = std::fs::read_link(path.join("fd/2")).ok()? == log;
+        let is_it = is_it && status.lines().any(|line| line == own);
+        is_it.then(|| path.file_name()?.to_str()?.parse().ok())?
+    });
+    let found: Vec<i32> = pids.collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    rustix::process::Pid::from_raw(found[0]).unwrap()
+}
+
+#[test]
+fn sandboxes_outlive_a_launcher_and_the_next_start_makes_another() {
+    let Some(bench) = Bench::new() else { return };
+    run(async {
+        let image = bench.image().await;
+        let source = StartSource::Image(&image);
+        let spec = InstanceSpec::default();
+        let (one, two) = (SandboxId::new(), SandboxId::new());
+        let first = bench.driver.start(&one, source, &spec).await.unwrap();
+        let killed = launcher_of(&bench.driver.inner().native);
+        rustix::process::kill_process(killed, rustix::process::Signal::KILL).unwrap();
+        let second = bench.driver.start(&two, source, &spec).await.unwrap();
+        assert_ne!(launcher_of(&bench.driver.inner().native), killed);
+        for (instance, id) in [(first, &one), (second, &two)] {
+            instance
+                .connect(pinfold_driver::GuestPort::Agent)
+                .await
+                .unwrap();
+            instance.shut_down(GRACE, Disk::Remove).await.unwrap();
+            let entries = format!("{:?}", bench.left(id));
+            assert!(!entries.contains(id.as_str()), "{entries}");
+        }
+    });
+}
+
 #[test]
 fn foreign_and_unknown_records_are_refused() {
     let Some(bench) = Bench::new() else { return };

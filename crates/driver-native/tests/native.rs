@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -282,7 +283,10 @@ fn as_user(user: &str) {
         "this becomes other users, so it needs root, and CI skips nothing"
     );
     if !root {
-        println!("skipped: becoming {user} needs root");
+        drop(writeln!(
+            std::io::stderr(),
+            "skipped: becoming {user} needs root"
+        ));
         return;
     }
     let output = Command::new("setpriv")
