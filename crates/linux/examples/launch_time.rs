@@ -7,7 +7,7 @@
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -63,9 +63,9 @@ fn measure(count: u32) -> Result<(), Box<dyn Error>> {
         agent: AgentBinary::Path(std::env::current_exe()?),
         identity: identity.clone(),
         join: None,
-        log: OwnedFd::from(std::io::stderr().as_fd().try_clone_to_owned()?),
+        log: std::io::stderr().as_fd().try_clone_to_owned()?,
     })
-    .map_err(describe)?;
+    .map_err(|error| describe(&error))?;
     println!("launcher ready after {} us", began.elapsed().as_micros());
     let mut totals = Vec::new();
     for number in 0..count {
@@ -79,15 +79,15 @@ fn measure(count: u32) -> Result<(), Box<dyn Error>> {
         let plan = plan(&identity, number, &layer, &directory);
         let began = Instant::now();
         let stderr = std::io::stderr();
-        let launched = launcher
+        let sandbox = launcher
             .launch(&plan, &[listener.as_fd(), stderr.as_fd()])
-            .map_err(describe)?;
+            .map_err(|error| describe(&error))?;
         let made = began.elapsed();
         let mut caller = std::os::unix::net::UnixStream::connect(directory.join("socket"))?;
         let mut answer = String::new();
         caller.read_to_string(&mut answer)?;
         let answered = began.elapsed();
-        let steps: Vec<_> = launched
+        let steps: Vec<_> = sandbox
             .timings
             .iter()
             .map(|timing| format!("{} {}", timing.step, timing.micros))
@@ -99,13 +99,15 @@ fn measure(count: u32) -> Result<(), Box<dyn Error>> {
             steps.join(", ")
         );
         totals.push(answered);
-        rustix::process::pidfd_send_signal(&launched.pidfd, rustix::process::Signal::KILL)?;
+        rustix::process::pidfd_send_signal(&sandbox.pidfd, rustix::process::Signal::KILL)?;
         let mut ended = [rustix::event::PollFd::new(
-            &launched.pidfd,
+            &sandbox.pidfd,
             rustix::event::PollFlags::IN,
         )];
         rustix::event::poll(&mut ended, None)?;
-        launcher.remove_tree(&directory).map_err(describe)?;
+        launcher
+            .remove_tree(&directory)
+            .map_err(|error| describe(&error))?;
     }
     totals.sort();
     if let Some(median) = totals.get(totals.len() / 2) {
@@ -152,7 +154,7 @@ fn plan(identity: &LauncherIdentity, number: u32, layer: &Path, private: &Path) 
     }
 }
 
-fn describe(error: LaunchError) -> Box<dyn Error> {
+fn describe(error: &LaunchError) -> Box<dyn Error> {
     let source = error.source().map(ToString::to_string).unwrap_or_default();
     format!(
         "{error}: {source}; {:?}; hint: {:?}",

@@ -51,7 +51,7 @@ pub(crate) struct Assembly<'a> {
 /// # Errors
 ///
 /// Names the step that failed; the process is of no use then.
-pub(crate) fn enter(assembly: Assembly<'_>) -> Result<(), Refusal> {
+pub(crate) fn enter(assembly: &Assembly<'_>) -> Result<(), Refusal> {
     let host = refused(LaunchFailure::HostUnsupported, "make the root filesystem");
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(&host)?;
@@ -64,7 +64,7 @@ pub(crate) fn enter(assembly: Assembly<'_>) -> Result<(), Refusal> {
     let directory = system_directory(&root, "tmp")?;
     attach_to(temporary.as_fd(), directory.as_fd())
         .map_err(refused(LaunchFailure::HostUnsupported, "mount `/tmp`"))?;
-    for bind in assembly.binds {
+    for bind in &assembly.binds {
         place(&root, bind)?;
     }
     pivot(&root).map_err(refused(

@@ -83,7 +83,7 @@ impl Launch<'_> {
                 .and_then(|assembly| match self.make_first_process()? {
                     Born::Parent(pid, pidfd) => Ok(Some((pid, pidfd))),
                     Born::Child => {
-                        let Err(refusal) = self.become_agent(assembly, &mut watch);
+                        let Err(refusal) = self.become_agent(&assembly, &mut watch);
                         let _launcher_gone =
                             wire::send(self.report, &Answer::Refused(refusal), &[]);
                         Ok(None)
@@ -186,7 +186,7 @@ impl Launch<'_> {
     /// Runs in process 1, and returns only on failure.
     fn become_agent(
         &self,
-        assembly: Assembly<'_>,
+        assembly: &Assembly<'_>,
         watch: &mut Watch,
     ) -> Result<Infallible, Refusal> {
         watch.lap("make process 1");

@@ -17,8 +17,8 @@ use super::error::{LaunchError, LaunchFailure, Timing};
 use super::plan::{Bind, PLAN_VERSION, Plan};
 use super::wire::{self, Answer, Hello, Outer, Refusal, Request};
 
-/// Longest that the launcher may take to answer: longer than its own limit for one launch.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Longest that the launcher may take to answer: longer than its own limits for one launch.
+const ANSWER_MAX: Duration = Duration::from_mins(2);
 /// `F_SEAL_EXEC`, from kernel 6.3: whether the file may be executed is settled.
 const SEAL_EXEC: SealFlags = SealFlags::from_bits_retain(0x20);
 /// Most lines of a file that grants subordinate ids.

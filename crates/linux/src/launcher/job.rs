@@ -122,7 +122,7 @@ pub(super) fn attach(sandbox: BorrowedFd<'_>, bind: &Bind, mapped: bool) -> Give
     let user = user_namespace(sandbox)?;
     let prepared = root::prepare(bind, mapped.then(|| user.as_fd()))?;
     let root = enter(sandbox)?;
-    root::place(&root, prepared)?;
+    root::place(&root, &prepared)?;
     Ok(None)
 }
 

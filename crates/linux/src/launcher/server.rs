@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::child::{Launch, Watch, above};
 use super::error::{LaunchFailure, Timing};
@@ -102,7 +102,7 @@ impl Server {
             let Some((request, descriptors)) = wire::receive::<Request>(&self.socket)? else {
                 return Ok(());
             };
-            let answer = self.answer(request, descriptors);
+            let answer = self.answer(request, &descriptors);
             let (answer, descriptor) = match answer {
                 Ok(answer) => answer,
                 Err(refusal) => (Answer::Refused(refusal), None),
@@ -126,37 +126,37 @@ impl Server {
     fn answer(
         &mut self,
         request: Request,
-        descriptors: Vec<OwnedFd>,
+        descriptors: &[OwnedFd],
     ) -> Result<(Answer, Option<OwnedFd>), Refusal> {
         match request {
             Request::Launch(plan) => {
-                let (answer, pidfd) = self.launch(&plan, &descriptors)?;
+                let (answer, pidfd) = self.launch(&plan, descriptors)?;
                 Ok((answer, Some(pidfd)))
             }
             Request::ConnectPort(port) => {
-                let sandbox = only(&descriptors)?;
+                let sandbox = only(descriptors)?;
                 let socket = job::in_child("connect to the port", || job::connect(sandbox, port))?;
                 Ok((Answer::Done, socket))
             }
             Request::Attach(bind) => {
-                let sandbox = only(&descriptors)?;
+                let sandbox = only(descriptors)?;
                 job::in_child("mount in the sandbox", || {
                     job::attach(sandbox, &bind, self.maps.is_none())
                 })?;
                 Ok((Answer::Done, None))
             }
             Request::Detach(target) => {
-                let sandbox = only(&descriptors)?;
+                let sandbox = only(descriptors)?;
                 job::in_child("unmount in the sandbox", || job::detach(sandbox, &target))?;
                 Ok((Answer::Done, None))
             }
             Request::RemoveTree(path) => {
-                job::start(&descriptors, |_| job::remove_tree(&path))?;
+                job::start(descriptors, |_| job::remove_tree(&path))?;
                 Ok((Answer::Done, None))
             }
             Request::Run(arguments) => {
                 let arguments: Vec<OsString> = arguments;
-                job::start(&descriptors, |rest| job::run(&arguments, rest))?;
+                job::start(descriptors, |rest| job::run(&arguments, rest))?;
                 Ok((Answer::Done, None))
             }
         }
@@ -183,6 +183,8 @@ impl Server {
             report: &report_far,
         };
         let preparer = fork(|| launch.run(watch))?;
+        // At once, so that its number cannot be another's yet.
+        let preparer = pidfd_open(preparer, PidfdFlags::empty());
         drop((birth_far, report_far));
         let born = match hear(&birth) {
             Ok((Answer::Launched { pid, .. }, mut pidfd)) if pidfd.len() == 1 => {
@@ -192,7 +194,11 @@ impl Server {
             Ok(_) => Err(unheard(io::Error::from_raw_os_error(libc::EPROTO))),
             Err(error) => Err(unheard(error)),
         };
-        let (pid, pidfd) = born.inspect_err(|_| kill(preparer))?;
+        let (pid, pidfd) = born.inspect_err(|_| {
+            if let Ok(preparer) = &preparer {
+                kill(preparer);
+            }
+        })?;
         let made = hear_ready(&report);
         match made.and_then(|timings| Ok((start_time(pid).map_err(unheard)?, timings))) {
             Ok((start_time, timings)) => Ok((
@@ -204,7 +210,7 @@ impl Server {
                 pidfd,
             )),
             Err(refusal) => {
-                let _ended = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+                kill(&pidfd);
                 Err(refusal)
             }
         }
@@ -257,6 +263,11 @@ fn hear_ready(report: &OwnedFd) -> Result<Vec<Timing>, Refusal> {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is mapped over")]
 fn unheard(source: io::Error) -> Refusal {
+    if source.kind() == io::ErrorKind::WouldBlock {
+        let source = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+        return Refusal::new(LaunchFailure::Internal, "hear from the child", &source)
+            .hint("one of its paths may be on a filesystem that does not answer");
+    }
     Refusal::new(LaunchFailure::Internal, "hear from the child", &source)
 }
 
@@ -296,9 +307,9 @@ pub(super) fn fork(run: impl FnOnce() -> u8) -> Result<Pid, Refusal> {
         .ok_or_else(|| Refusal::new(LaunchFailure::Internal, "fork", &io::Error::last_os_error()))
 }
 
-/// Ends a child that may have ended already: it is reaped by nobody else in between.
-fn kill(child: Pid) {
-    let _already_gone = rustix::process::kill_process(child, Signal::KILL);
+/// Ends a child that may have ended already.
+fn kill(child: &OwnedFd) {
+    let _already_gone = pidfd_send_signal(child, Signal::KILL);
 }
 
 /// Takes the daemon's socket, closes what else the daemon left open, and leaves `/dev/null` there.

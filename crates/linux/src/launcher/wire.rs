@@ -271,7 +271,7 @@ mod tests {
         let message = Request::RemoveTree(PathBuf::from("/a/b"));
         send(&near, &message, &[file.as_fd(), near.as_fd()]).unwrap();
         let (request, descriptors) = receive::<Request>(&far).unwrap().unwrap();
-        assert!(matches!(request, Request::RemoveTree(path) if path == PathBuf::from("/a/b")));
+        assert!(matches!(request, Request::RemoveTree(path) if path == *"/a/b"));
         assert_eq!(descriptors.len(), 2);
         drop(near);
         drop(descriptors);

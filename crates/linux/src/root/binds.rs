@@ -128,12 +128,12 @@ fn check_target(target: &Path) -> Result<(), Refusal> {
 /// Attaches a prepared bind beneath a root, making what is missing on the way.
 ///
 /// Links of the image are followed as they are inside, never out of the root.
-pub(crate) fn place(root: &OwnedFd, prepared: Prepared<'_>) -> Result<(), Refusal> {
+pub(crate) fn place(root: &OwnedFd, prepared: &Prepared<'_>) -> Result<(), Refusal> {
     let failed = |step: &'static str| {
         let path = prepared.bind.target.clone();
         move |errno: Errno| refused(LaunchFailure::InvalidMount, step)(errno).at(path.clone())
     };
-    let target = open_target(root, &prepared).map_err(failed("make the path inside"))?;
+    let target = open_target(root, prepared).map_err(failed("make the path inside"))?;
     if is_of_the_kernel(&target).map_err(failed("look at the path inside"))? {
         return Err(failed("use the path inside")(Errno::PERM)
             .hint("it leads into /proc or /sys, which are the sandbox's own"));

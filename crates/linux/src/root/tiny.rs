@@ -52,7 +52,7 @@ pub(crate) fn enter() -> Result<(), Refusal> {
         MountAttrFlags::MOUNT_ATTR_NOSUID,
     )
     .map_err(&failed)?;
-    sources.place(&root).map_err(&failed)?;
+    make_places(&root).map_err(&failed)?;
     let read_only = Attributes::default().set(MountAttrFlags::MOUNT_ATTR_RDONLY);
     move_mount(
         root.as_fd(),
@@ -97,18 +97,6 @@ impl Sources {
         })
     }
 
-    fn place(&self, root: &OwnedFd) -> rustix::io::Result<()> {
-        for name in ["root", "empty", "dev", "proc", "sys"] {
-            rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o555))?;
-        }
-        let (flags, mode) = (rustix::fs::OFlags::CREATE, Mode::from_raw_mode(0o444));
-        for name in DEVICES {
-            let path = Path::new("dev").join(name);
-            drop(rustix::fs::openat(root, path, flags, mode)?);
-        }
-        Ok(())
-    }
-
     fn attach(self) -> rustix::io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         for (device, name) in self.devices.iter().zip(DEVICES) {
@@ -120,6 +108,19 @@ impl Sources {
             None => Ok(()),
         }
     }
+}
+
+/// Makes what is mounted over, in a root that is still writable.
+fn make_places(root: &OwnedFd) -> rustix::io::Result<()> {
+    for name in ["root", "empty", "dev", "proc", "sys"] {
+        rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o555))?;
+    }
+    let (flags, mode) = (rustix::fs::OFlags::CREATE, Mode::from_raw_mode(0o444));
+    for name in DEVICES {
+        let path = Path::new("dev").join(name);
+        drop(rustix::fs::openat(root, path, flags, mode)?);
+    }
+    Ok(())
 }
 
 /// Mounts a kernel filesystem anew, or, where only the host's root may, copies the host's.

@@ -45,8 +45,9 @@ fn serve(mut caller: UnixStream, held: &mut Vec<TcpListener>) {
         "environment" => Said {
             code: 0,
             text: std::env::vars()
-                .map(|(name, value)| format!("{name}={value}\n"))
-                .collect(),
+                .map(|(name, value)| [name, value].join("="))
+                .collect::<Vec<_>>()
+                .join("\n"),
         },
         "descriptors" => {
             let entries = std::fs::read_dir("/proc/self/fd").unwrap();

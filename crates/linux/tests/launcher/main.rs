@@ -18,6 +18,7 @@ mod yard;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use yard::Kind;
@@ -32,27 +33,33 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("launcher") => ExitCode::from(pinfold_linux::launcher::serve()),
         Some("init") => guest::run(),
-        Some("as-mapped") => run(Kind::Shared, arguments.next()),
-        Some("as-single") => run(Kind::Single, arguments.next()),
+        Some("as-mapped") => run(Kind::Shared, arguments.next().as_deref()),
+        Some("as-single") => run(Kind::Single, arguments.next().as_deref()),
+        Some("as-masked") => {
+            checks::a_covered_proc_is_named();
+            println!("test Single::a_covered_proc_is_named ... ok");
+            ExitCode::SUCCESS
+        }
         Some("--list") => ExitCode::SUCCESS,
-        filter => everything(
-            filter
-                .filter(|word| !word.starts_with('-'))
-                .map(str::to_owned),
-        ),
+        filter => everything(filter.filter(|word| !word.starts_with('-'))),
     }
 }
 
-fn everything(filter: Option<String>) -> ExitCode {
+fn everything(filter: Option<&str>) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI skips none");
         println!("skipped: needs root");
         return ExitCode::SUCCESS;
     }
-    let root = run(Kind::Range, filter.clone());
-    let mapped = as_user(user_id(MAPPED_USER), "as-mapped", filter.as_deref());
-    let single = as_user(Some(SINGLE_ID), "as-single", filter.as_deref());
-    let failed = [root, mapped, single]
+    let root = run(Kind::Range, filter);
+    let mapped = as_user(user_id(MAPPED_USER), "as-mapped", filter);
+    let single = as_user(Some(SINGLE_ID), "as-single", filter);
+    let masked = if filter.is_none() {
+        as_masked()
+    } else {
+        ExitCode::SUCCESS
+    };
+    let failed = [root, mapped, single, masked]
         .iter()
         .any(|code| *code != ExitCode::SUCCESS);
     if failed {
@@ -71,11 +78,7 @@ fn as_user(id: Option<u32>, role: &str, filter: Option<&str>) -> ExitCode {
         println!("skipped {role}: there is no user `{MAPPED_USER}`; run `cargo xtask setup`");
         return ExitCode::SUCCESS;
     };
-    // The directory of the build may be one that nobody else can read.
-    let place = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let program = place.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let (_place, program) = copy_of_this_program();
     let status = Command::new(&program)
         .arg(role)
         .args(filter)
@@ -91,6 +94,35 @@ fn as_user(id: Option<u32>, role: &str, filter: Option<&str>) -> ExitCode {
     }
 }
 
+/// Runs as an ordinary user where the host's `/proc` is covered, as inside a container.
+fn as_masked() -> ExitCode {
+    let (_place, program) = copy_of_this_program();
+    let script = format!(
+        "mount -t tmpfs none /proc/tty && exec setpriv --reuid {SINGLE_ID} --regid {SINGLE_ID} \
+         --clear-groups {} as-masked",
+        program.display()
+    );
+    let status = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .current_dir("/")
+        .status()
+        .unwrap();
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The directory of the build may be one that nobody else can read.
+fn copy_of_this_program() -> (tempfile::TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = place.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    (place, program)
+}
+
 fn user_id(name: &str) -> Option<u32> {
     let users = std::fs::read_to_string("/etc/passwd").unwrap();
     let line = users
@@ -99,13 +131,10 @@ fn user_id(name: &str) -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
-fn run(kind: Kind, filter: Option<String>) -> ExitCode {
+fn run(kind: Kind, filter: Option<&str>) -> ExitCode {
     let mut failed = 0;
     for (name, check) in checks::ALL {
-        if filter
-            .as_deref()
-            .is_some_and(|filter| !name.contains(filter))
-        {
+        if filter.is_some_and(|filter| !name.contains(filter)) {
             continue;
         }
         let ok = std::panic::catch_unwind(|| check(kind)).is_ok();
