@@ -35,7 +35,7 @@ pub(crate) fn prepare(
         };
         DriverError::new(
             DriverErrorKind::InvalidImage,
-            "failed to read the image's name",
+            format!("`{}` cannot be used as an image", image.reference),
         )
         .hint(hint)
         .caused_by(error)
