@@ -87,9 +87,11 @@ pub struct TmpfsLimit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bind {
-    /// Host path.
+    /// Host path. What is writable or mapped is reached through no link, so that its owner cannot
+    /// point it elsewhere after it was checked: resolve it first.
     pub source: PathBuf,
-    /// Absolute path inside; missing directories, or an empty file, are made in the private layer.
+    /// Absolute path inside, not in `/proc`, `/sys` or `/dev`; missing directories, or an empty file,
+    /// are made in the private layer. Links are followed as they are inside.
     pub target: PathBuf,
     /// Whether the sandbox may write.
     pub writable: bool,
