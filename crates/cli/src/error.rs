@@ -139,7 +139,6 @@ impl CliError {
 /// What to do about a code when the daemon gave no hint of its own.
 fn own_hint(code: ErrorCode) -> Option<&'static str> {
     match code {
-        ErrorCode::NotFound => Some("`pinfold list --all` shows what there is"),
         ErrorCode::AlreadyExists => Some("choose another name, or leave out --name"),
         ErrorCode::CommandNotFound => Some("check the spelling, or that the image has the program"),
         ErrorCode::CommandNotExecutable => {

@@ -82,7 +82,14 @@ pub(crate) fn explain(
             .hint("raise it with --pids"),
         );
     }
-    let signal = exit.signal?;
+    // Somebody wanted these; the others are accidents.
+    let wanted = [
+        signals::HANGUP,
+        signals::INTERRUPT,
+        signals::PIPE,
+        signals::TERMINATE,
+    ];
+    let signal = exit.signal.filter(|signal| !wanted.contains(signal))?;
     let name = signals::name(signal).map_or_else(String::new, |name| format!(" ({name})"));
     Some(CliError::new(format!(
         "the command was ended by signal {signal}{name}"
