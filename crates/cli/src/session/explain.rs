@@ -17,10 +17,6 @@ pub(crate) fn explain(
     timeout_ms: Option<u64>,
     tail: &str,
 ) -> Option<CliError> {
-    let limit = |name: &str| {
-        let granted = sandbox.granted.as_ref()?;
-        granted.limits.get(name).cloned()
-    };
     let resources = &sandbox.spec.resources;
     if exit.timed_out {
         let after = timeout_ms.map_or_else(
@@ -36,7 +32,7 @@ pub(crate) fn explain(
         let size = resources
             .memory
             .map(view::size)
-            .or_else(|| limit("memory"))
+            .or_else(|| granted(sandbox, "memory"))
             .map_or_else(String::new, |size| format!(" of {size}"));
         return Some(
             CliError::new(format!("the command was ended by the memory limit{size}"))
@@ -53,11 +49,31 @@ pub(crate) fn explain(
     if exit.code == Some(0) {
         return None;
     }
+    if let Some(told) = of_tail(tail, sandbox) {
+        return Some(told);
+    }
+    // Somebody wanted these; the others are accidents.
+    let wanted = [
+        signals::HANGUP,
+        signals::INTERRUPT,
+        signals::PIPE,
+        signals::TERMINATE,
+    ];
+    let signal = exit.signal.filter(|signal| !wanted.contains(signal))?;
+    let name = signals::name(signal).map_or_else(String::new, |name| format!(" ({name})"));
+    Some(CliError::new(format!(
+        "the command was ended by signal {signal}{name}"
+    )))
+}
+
+/// What the program itself complained of, as far as a limit of ours is behind it.
+fn of_tail(tail: &str, sandbox: &Sandbox) -> Option<CliError> {
+    let resources = &sandbox.spec.resources;
     if tail.contains("No space left on device") {
         let size = resources
             .disk
             .map(view::size)
-            .or_else(|| limit("disk"))
+            .or_else(|| granted(sandbox, "disk"))
             .map_or_else(String::new, |size| format!(" of {size}"));
         return Some(
             CliError::new(format!("the command filled the disk limit{size}"))
@@ -73,7 +89,7 @@ pub(crate) fn explain(
         let count = resources
             .pids
             .map(|pids| pids.to_string())
-            .or_else(|| limit("pids"))
+            .or_else(|| granted(sandbox, "pids"))
             .map_or_else(String::new, |count| format!(" of {count}"));
         return Some(
             CliError::new(format!(
@@ -82,16 +98,11 @@ pub(crate) fn explain(
             .hint("raise it with --pids"),
         );
     }
-    // Somebody wanted these; the others are accidents.
-    let wanted = [
-        signals::HANGUP,
-        signals::INTERRUPT,
-        signals::PIPE,
-        signals::TERMINATE,
-    ];
-    let signal = exit.signal.filter(|signal| !wanted.contains(signal))?;
-    let name = signals::name(signal).map_or_else(String::new, |name| format!(" ({name})"));
-    Some(CliError::new(format!(
-        "the command was ended by signal {signal}{name}"
-    )))
+    None
+}
+
+/// What the sandbox was really given.
+fn granted(sandbox: &Sandbox, name: &str) -> Option<String> {
+    let granted = sandbox.granted.as_ref()?;
+    granted.limits.get(name).cloned()
 }
