@@ -1,6 +1,6 @@
 //! The root filesystem of a sandbox, put together by its process 1 before any guest code runs.
 //!
-//! The process starts in a tiny mount namespace (see [`tiny`]) that holds nothing of the host but
+//! The process starts in a tiny mount namespace (see `tiny`) that holds nothing of the host but
 //! what is copied from there: device nodes, and an unmasked `/proc` and `/sys`, without which the
 //! kernel lets nobody mount their own. Every path in the image is resolved beneath its root.
 
