@@ -1,0 +1,246 @@
+//! `pinfold run -it` through a real pseudo terminal.
+
+#![cfg(test)]
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+#[path = "world/world.rs"]
+mod world;
+
+use world::{PATIENCE, Person, World};
+
+/// A person's terminal with `pinfold` on it.
+struct Terminal {
+    master: OwnedFd,
+    child: Child,
+    seen: String,
+}
+
+impl Terminal {
+    fn open(world: &World, arguments: &[&str]) -> Self {
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        resize(&master, 80, 24);
+        let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        // `setsid --ctty` makes the terminal the controlling one, as a login does.
+        let pinfold = world.pinfold(arguments);
+        let mut command = Command::new("setsid");
+        command
+            .args(["--ctty", "--wait"])
+            .arg(pinfold.get_program())
+            .args(pinfold.get_args())
+            .env_clear()
+            .envs(
+                pinfold
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .env("TERM", "xterm")
+            .current_dir(world.files())
+            .stdin(Stdio::from(open()))
+            .stdout(Stdio::from(open()))
+            .stderr(Stdio::from(open()));
+        Self {
+            master,
+            child: command.spawn().unwrap(),
+            seen: String::new(),
+        }
+    }
+
+    fn type_in(&self, text: &str) {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let written = rustix::io::write(&self.master, rest).unwrap();
+            rest = &rest[written..];
+        }
+    }
+
+    /// Reads until a text has appeared since the last call, and answers what came with it.
+    #[track_caller]
+    fn expect(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                let rest = self.seen.split_off(at + text.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.seen);
+            self.read_some();
+        }
+    }
+
+    /// Reads what is there within a moment; answers whether the terminal is still open.
+    fn read_some(&mut self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        let mut fds = [PollFd::new(&self.master, PollFlags::IN)];
+        if poll(&mut fds, Some(&timeout)).unwrap() == 0 {
+            return true;
+        }
+        let mut buffer = [0; 4096];
+        match rustix::io::read(&self.master, &mut buffer) {
+            Ok(0) | Err(_) => false,
+            Ok(length) => {
+                self.seen
+                    .push_str(&String::from_utf8_lossy(&buffer[..length]));
+                true
+            }
+        }
+    }
+
+    fn end(mut self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it does not end: {:?}",
+                self.seen
+            );
+            self.read_some();
+        }
+    }
+}
+
+fn resize(master: &OwnedFd, columns: u16, rows: u16) {
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(master.as_fd(), size).unwrap();
+}
+
+fn shell(world: &World) -> Terminal {
+    let mut terminal = Terminal::open(
+        world,
+        &["run", "-it", "--", "bash", "--norc", "--noprofile"],
+    );
+    terminal.type_in("PS1='rea''dy> '\n");
+    terminal.expect("ready> ");
+    terminal
+}
+
+#[test]
+fn a_shell_has_a_terminal_that_resizes() {
+    let world = World::new(Person::Root);
+    let mut terminal = shell(&world);
+    terminal.type_in("tty && stty size\n");
+    terminal.expect("/dev/pts/");
+    terminal.expect("24 80");
+    terminal.expect("ready> ");
+    resize(&terminal.master, 100, 40);
+    // The new size travels by itself; the shell is asked until it is there.
+    terminal.type_in("until [ \"$(stty size)\" = '40 100' ]; do :; done; echo si''zed\n");
+    terminal.expect("sized");
+    terminal.expect("ready> ");
+    terminal.type_in("exit 5\n");
+    assert_eq!(terminal.end(), 5);
+}
+
+#[test]
+fn control_keys_reach_the_program() {
+    let world = World::new(Person::Root);
+    let mut terminal = shell(&world);
+    terminal.type_in("sleep 1000\n");
+    terminal.expect("sleep 1000");
+    terminal.type_in("\x03");
+    terminal.expect("ready> ");
+    terminal.type_in("echo code=$?\n");
+    terminal.expect("code=130");
+    terminal.expect("ready> ");
+    terminal.type_in("sleep 1000\n");
+    terminal.expect("sleep 1000");
+    terminal.type_in("\x1a");
+    terminal.expect("Stopped");
+    terminal.type_in("kill %1; wait; echo fin''ished\n");
+    terminal.expect("finished");
+    terminal.type_in("cat\n");
+    terminal.expect("cat");
+    terminal.type_in("echoed\n");
+    terminal.expect("echoed\r\nechoed");
+    terminal.type_in("\x04");
+    terminal.expect("ready> ");
+    terminal.type_in("\x04");
+    terminal.expect("exit");
+    // The last command of the shell was `cat`, which ended well.
+    assert_eq!(terminal.end(), 0);
+}
+
+#[test]
+fn full_screen_programs_are_usable() {
+    let world = World::new(Person::Root);
+    let mut terminal = shell(&world);
+    terminal.type_in("cd /tmp && seq 1000 > lines && less lines\n");
+    terminal.expect("\r\n22\r\n");
+    terminal.type_in("/^777$\n");
+    terminal.expect("777");
+    terminal.type_in("q");
+    terminal.expect("ready> ");
+    terminal.type_in("vi -u NONE note\n");
+    terminal.expect("note");
+    terminal.type_in("iwritten in vi\x1b:wq\n");
+    terminal.expect("ready> ");
+    terminal.type_in("cat note; echo e''nd\n");
+    terminal.expect("written in vi\r\nend");
+    terminal.type_in("exit\n");
+    assert_eq!(terminal.end(), 0);
+}
+
+#[test]
+fn a_terminal_is_as_it_was_afterwards() {
+    let world = World::new(Person::Root);
+    let mut terminal = shell(&world);
+    terminal.type_in("exit\n");
+    let attributes = |terminal: &Terminal| {
+        let now = rustix::termios::tcgetattr(&terminal.master).unwrap();
+        (now.local_modes, now.input_modes, now.output_modes)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while terminal.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline);
+        terminal.read_some();
+    }
+    let (local, _, output) = attributes(&terminal);
+    assert!(
+        local.contains(rustix::termios::LocalModes::ICANON | rustix::termios::LocalModes::ECHO)
+    );
+    assert!(output.contains(rustix::termios::OutputModes::OPOST));
+}
+
+/// Standard input that is a pipe reaches the program and its end does too.
+#[test]
+fn input_from_a_pipe() {
+    let world = World::new(Person::Root);
+    let said = world.run_with_input(["run", "-i", "--", "wc", "-c"], &vec![b'x'; 3_000_000]);
+    assert_eq!(said.ok().trim(), "3000000");
+    let mut child = world
+        .pinfold(["run", "-i", "--", "cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    input.write_all(b"ping\n").unwrap();
+    let mut answer = [0; 5];
+    output.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"ping\n");
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
