@@ -30,6 +30,8 @@ const USAGE_FILES_MAX: usize = 16;
 /// How long processes may take to end by themselves when the sandbox is told to end. Who tells it
 /// has a patience of its own, normally a shorter one.
 const END_TIME: Duration = Duration::from_mins(1);
+/// How long readers may then take to acknowledge what they were told; who is not there does not.
+const TELL_TIME: Duration = Duration::from_millis(300);
 /// How often it is looked whether they have.
 const END_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Open files that execs get at first, as programs expect; they may raise it.
@@ -231,4 +233,10 @@ async fn end(agent: &Agent, plain: bool) {
         tokio::time::sleep(END_LOOK_EVERY).await;
     }
     everyone(libc::SIGKILL);
+    // The ends of those that ended now are still to be told to who reads.
+    let deadline = Instant::now() + TELL_TIME;
+    while !agent.table.is_settled() && Instant::now() < deadline {
+        tokio::time::sleep(END_LOOK_EVERY).await;
+        reap(agent);
+    }
 }

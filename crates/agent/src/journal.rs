@@ -89,6 +89,7 @@ struct Kept {
     events: VecDeque<Event>,
     next: u64,
     cost: usize,
+    total: u64,
     closed: bool,
 }
 
@@ -108,6 +109,7 @@ impl Journal {
                 events: VecDeque::new(),
                 next: 1,
                 cost: 0,
+                total: 0,
                 closed: false,
             }),
             grown: watch::Sender::new(()),
@@ -131,6 +133,7 @@ impl Journal {
         let sequence = kept.next;
         kept.next += 1;
         kept.cost += cost;
+        kept.total = kept.total.saturating_add(u64::try_from(cost).unwrap_or(0));
         self.budget.used.fetch_add(cost, Ordering::Relaxed);
         kept.events.push_back(Event {
             sequence,
@@ -222,6 +225,11 @@ impl Journal {
     pub fn is_settled(&self) -> bool {
         let kept = self.kept();
         kept.closed && kept.events.is_empty()
+    }
+
+    /// Returns how many bytes were ever added, and what their events cost.
+    pub fn total(&self) -> u64 {
+        self.kept().total
     }
 
     /// Tells a reader of growth.

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pinfold_linux::init::Reaped;
+use pinfold_linux::init::{self, Reaped};
 use pinfold_types::exec::TerminalSize;
 
 pub use error::{ExecError, StartError};
@@ -27,6 +27,9 @@ pub const ENDED_MAX: usize = 4096;
 /// How many ended and acknowledged execs are remembered, so that a call that is repeated because
 /// its answer was lost finds the same exec.
 pub const SETTLED_MAX: usize = 64;
+
+/// From how much output of an exec on its memory is given back when it is over.
+const RELEASE_FROM_BYTES: u64 = 256 << 10;
 
 /// What is to be started.
 #[derive(Debug, Clone, Default)]
@@ -134,6 +137,9 @@ impl Table {
         if before || !exec.journal().is_settled() {
             return Ok(());
         }
+        if exec.journal().total() >= RELEASE_FROM_BYTES {
+            init::release_memory();
+        }
         let mut entries = self.entries();
         entries.settled.push_back(id.to_owned());
         if entries.settled.len() > SETTLED_MAX
@@ -156,6 +162,15 @@ impl Table {
         entries.execs.remove(id);
         entries.settled.retain(|settled| settled != id);
         Ok(())
+    }
+
+    /// Returns whether the exit of every exec was acknowledged.
+    pub(crate) fn is_settled(&self) -> bool {
+        let entries = self.entries();
+        entries
+            .execs
+            .values()
+            .all(|exec| exec.journal().is_settled())
     }
 
     /// Takes note of a process that was reaped.

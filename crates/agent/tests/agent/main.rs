@@ -9,6 +9,7 @@
 mod archive;
 mod exec;
 mod file;
+mod first;
 mod json;
 mod tree;
 mod world;

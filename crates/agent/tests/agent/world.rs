@@ -21,6 +21,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const CALLS: usize = 64;
 /// Puts its standard input on descriptor 3 and its standard output on 4, as the agent wants them.
 const SCRIPT: &str = r#"exec "$0" init test 3<&0 4<&1 0</dev/null 1>/dev/null"#;
+/// The same as process 1.
+const SCRIPT_FIRST: &str = r#"exec unshare --pid --fork --mount-proc --kill-child "$0" init test \
+    3<&0 4<&1 0</dev/null 1>/dev/null"#;
 
 pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
@@ -28,6 +31,7 @@ pub(crate) struct World {
     pub(crate) file: FileServiceClient<SharedHttp2Connection>,
     pub(crate) system: SystemServiceClient<SharedHttp2Connection>,
     child: Child,
+    first: bool,
 }
 
 impl World {
@@ -38,19 +42,29 @@ impl World {
     /// Starts an agent whose boot record has more members.
     pub(crate) fn with_boot(more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let plain = directory.path().join("root").display().to_string();
+        Self::start_agent(directory, SCRIPT, &format!(r#","plain":"{plain}"{more}"#))
+    }
+
+    /// Starts an agent as process 1 of a namespace, with the whole file system.
+    pub(crate) fn first() -> Self {
+        Self::start_agent(tempfile::tempdir().unwrap(), SCRIPT_FIRST, "")
+    }
+
+    fn start_agent(directory: tempfile::TempDir, script: &str, members: &str) -> Self {
         let root = directory.path().join("root");
         std::fs::create_dir(&root).unwrap();
         let socket = directory.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
         let mut boot = tempfile::tempfile().unwrap();
-        let plain = root.display();
-        write!(boot, r#"{{"version":1,"plain":"{plain}"{more}}}"#).unwrap();
+        write!(boot, r#"{{"version":1{members}}}"#).unwrap();
         boot.rewind().unwrap();
         let child = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, env!("CARGO_BIN_EXE_pinfold-agent")])
+            .args(["-c", script, env!("CARGO_BIN_EXE_pinfold-agent")])
             .stdin(OwnedFd::from(listener))
             .stdout(OwnedFd::from(boot))
             .env_clear()
+            .env("PATH", "/usr/bin:/bin")
             .spawn()
             .unwrap();
         let connection =
@@ -63,6 +77,7 @@ impl World {
             file: FileServiceClient::new(connection.clone(), config()),
             system: SystemServiceClient::new(connection, config()),
             child,
+            first: script == SCRIPT_FIRST,
         }
     }
 
@@ -73,6 +88,21 @@ impl World {
     /// The directory that the agent takes for the root.
     pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root")
+    }
+
+    /// Sends the agent, which is process 1 of a namespace, what its driver sends.
+    pub(crate) fn tell_to_end(&self) {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let agent = rustix::process::Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(agent, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child
+            .try_wait()
+            .unwrap()
+            .is_some_and(|status| status.success())
     }
 
     pub(crate) fn agent_pid(&self) -> i32 {
@@ -183,7 +213,8 @@ impl Drop for World {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_err();
         let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
+        // Who stands before process 1 takes only the signal that cannot be ignored, and passes it on.
+        while !self.first && Instant::now() < deadline {
             if self.child.try_wait().unwrap().is_some() {
                 return;
             }
