@@ -231,6 +231,10 @@ async fn end(agent: &Agent, plain: bool) {
     let deadline = Instant::now() + END_TIME;
     while reap(agent) && Instant::now() < deadline {
         tokio::time::sleep(END_LOOK_EVERY).await;
+        if plain {
+            // What was made while the others were being killed.
+            agent.table.kill_trees();
+        }
     }
     everyone(libc::SIGKILL);
     // The ends of those that ended now are still to be told to who reads.
