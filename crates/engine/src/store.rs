@@ -283,7 +283,7 @@ fn corrupt(path: &Path, source: crate::error::Cause) -> OpenError {
     for suffix in ["", "-wal"] {
         let (from, to) = (beside(path, suffix), beside(&backup, suffix));
         let length = |file: &Path| std::fs::metadata(file).map(|data| data.len()).ok();
-        if length(&from).is_none() || length(&from) == length(&to) {
+        if length(&from).is_none_or(|length| length == 0) || length(&from) == length(&to) {
             continue;
         }
         if let Err(source) = std::fs::copy(&from, &to) {
