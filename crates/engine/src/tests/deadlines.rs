@@ -98,7 +98,7 @@ async fn a_lifetime_ends_a_sandbox_whatever_it_does() {
             .unwrap();
         wait_for(&engine, after).await;
         let lived = born.elapsed();
-        assert!(lived >= Duration::from_mins(60), "{lived:?}");
+        assert!(lived >= Duration::from_hours(1), "{lived:?}");
         match action {
             DeadlineAction::Remove => assert!(world.is_empty()),
             // It is taken once: who starts or wakes it afterwards means it.
