@@ -90,6 +90,16 @@ async fn of_two_creations_with_one_name_one_wins() {
 }
 
 #[tokio::test]
+async fn many_unnamed_at_once_get_distinct_names() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::default());
+    let engine = open(dir.path(), &world).await;
+    let making = (0..200).map(|_| engine.create(&USER, CreateSandboxRequest::default(), None));
+    let made = futures::future::try_join_all(making).await.unwrap();
+    let names: std::collections::HashSet<_> = made.into_iter().map(|made| made.name).collect();
+    assert_eq!(names.len(), 200);
+}
+
+#[tokio::test]
 async fn owners_do_not_see_each_other_and_an_admin_sees_all() {
     let (dir, world) = (tempfile::tempdir().unwrap(), Arc::default());
     let engine = open(dir.path(), &world).await;
