@@ -5,6 +5,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+/// Ends the daemon that the command started, and waits until it is gone.
+const END_DAEMON: &str = "pid=$(cargo run --quiet --locked -- status --no-start --json | \
+    grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*') && kill $pid && \
+    timeout 30 sh -c \"while kill -0 $pid 2> /dev/null; do sleep 0.05; done\"";
+
 /// Runs the README's first command, with an unoptimised build to save time, and checks the answer.
 pub(crate) fn follow(root: &Path, agent: &Path) -> Result<()> {
     let text = std::fs::read_to_string(root.join("README.md")).context("failed to read it")?;
@@ -26,10 +31,7 @@ pub(crate) fn follow(root: &Path, agent: &Path) -> Result<()> {
     };
     let debug = command.replacen(" --release", " --quiet --locked", 1);
     let answer = run(&debug);
-    let end = run(
-        "kill $(cargo run --quiet --locked -- status --no-start --json | \
-                   grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*')",
-    );
+    let end = run(END_DAEMON);
     let answer = answer?;
     ensure!(
         answer.status.success(),
