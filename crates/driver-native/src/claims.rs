@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use pinfold_driver::{DriverError, DriverErrorKind, DriverKind, InstanceRecord, RECORD_BYTES_MAX};
 use pinfold_linux::cgroup::Group;
 use pinfold_types::api::Granted;
-use pinfold_types::{Resources, SandboxId};
+use pinfold_types::{Resources, SandboxId, crash_point};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
@@ -149,6 +149,7 @@ impl Home {
                 .mode(0o600)
                 .open(&partial)?;
             io::Write::write_all(&mut file, &text)?;
+            crash_point!("driver.claims_partial");
             fs::rename(&partial, &path)
         })
         .map_err(|source| failed("write", &path, source))

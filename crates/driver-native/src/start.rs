@@ -17,7 +17,7 @@ use pinfold_linux::launcher::plan::{
     Attach, Bind, Boot, Identity, PLAN_VERSION, Plan, RootPlan, UsageFile,
 };
 use pinfold_linux::launcher::{Launched, LauncherIdentity};
-use pinfold_types::SandboxId;
+use pinfold_types::{SandboxId, crash_point};
 
 use crate::claims::{CLAIMS_VERSION, Claims, DiskKind, Home, Ids, failed, make_private};
 use crate::driver::Inner;
@@ -125,6 +125,7 @@ pub(crate) fn adopt(
     if let Some(process) = claims.process.as_ref().and_then(Process::open) {
         let instance = Arc::new(Live::new(Arc::clone(inner), claims, process));
         *live = Some(Arc::clone(&instance));
+        crash_point!("driver.adopted");
         return Ok(Some(instance));
     }
     *live = None;
@@ -190,9 +191,11 @@ impl Making<'_> {
 
     fn make(&self, claims: &mut Claims) -> Result<OwnedFd, DriverError> {
         let faults = &self.inner.faults;
+        crash_point!("driver.recorded");
         faults.pass(FaultPoint::Recorded)?;
         if let Ids::Range { base } = &mut claims.ids {
             *base = Some(self.inner.ranges.take(&claims.id).map_err(describe_range)?);
+            crash_point!("driver.range_taken");
             claims.granted = self.grant.shown(claims.ids);
             self.home.store(claims)?;
         }
@@ -202,10 +205,13 @@ impl Making<'_> {
             let created = self.inner.host.cgroups.create(&name, &self.grant.limits);
             claims.group = Some(created.map_err(describe_cgroup)?);
         }
+        crash_point!("driver.cgroup_made");
         faults.pass(FaultPoint::Cgroup)?;
         self.make_disk()?;
+        crash_point!("driver.disk_made");
         faults.pass(FaultPoint::Disk)?;
         let listener = self.listen()?;
+        crash_point!("driver.listening");
         faults.pass(FaultPoint::Listener)?;
         let launched = self.launch(claims, &listener)?;
         claims.process = Some(Process {
@@ -214,8 +220,10 @@ impl Making<'_> {
             boot: process::boot_id(),
         });
         tracing::debug!(id = %claims.id, timings = ?launched.timings, "launched");
+        crash_point!("driver.launched");
         faults.pass(FaultPoint::Launched)?;
         self.home.store(claims)?;
+        crash_point!("driver.stored");
         faults.pass(FaultPoint::Stored)?;
         Ok(launched.pidfd)
     }
