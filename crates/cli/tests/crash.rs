@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -24,6 +25,9 @@ use world::{Person, World, eventually};
 
 /// How many worlds there are at once: an operation mostly waits for the disk or a process.
 const WORLDS: usize = 4;
+
+/// Prints enough for the daemon to acknowledge a part before the end.
+const SCRIPT: &str = "echo a; head -c 3000000 /dev/zero; echo b >&2";
 
 /// How a program ends that the crash point killed.
 const ABORT: i32 = 6;
@@ -127,23 +131,23 @@ impl Yard {
             self.world.kill_daemon();
         }
         let log = self.world.state().join("armed.log");
-        let mut serving = None;
-        eventually("the armed daemon to serve or to crash", || {
-            let file = fs::File::create(&log).unwrap();
-            let mut command = self.world.pinfold(["serve"]);
-            command.env(CRASH_AT, point).stdout(Stdio::null());
-            let mut daemon = command.stderr(file).spawn().unwrap();
-            eventually("the armed daemon to serve or to end", || {
-                UnixStream::connect(self.world.socket()).is_ok()
-                    || daemon.try_wait().unwrap().is_some()
-            });
-            // The last thread of the one that was killed may still hold its lock.
-            let ended = daemon.try_wait().unwrap();
-            let refused = ended.is_some_and(|ended| ended.code().is_some());
-            serving = Some(daemon);
-            !refused
+        // The last thread of one that was killed may hold its socket and lock a moment longer.
+        eventually("the former daemon to be gone", || {
+            UnixStream::connect(self.world.socket()).is_err()
         });
-        (serving.unwrap(), log)
+        let file = fs::File::create(&log).unwrap();
+        let mut daemon = self
+            .world
+            .pinfold(["serve"])
+            .env(CRASH_AT, point)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        eventually("the armed daemon to serve or to end", || {
+            UnixStream::connect(self.world.socket()).is_ok() || daemon.try_wait().unwrap().is_some()
+        });
+        (daemon, log)
     }
 
     /// Runs a command against the armed daemon only; whether it succeeded is not known before.
@@ -152,6 +156,17 @@ impl Yard {
         let output = command.env("PINFOLD_AUTOSTART", "false").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.success(), said)
+    }
+
+    /// Sends a file as the API does; `pinfold cp` sends archives.
+    fn send_file(&self) -> (bool, String) {
+        let request = "PUT /v1/sandboxes/new/files?path=/root/sent HTTP/1.1\r\n\
+            Host: pinfold\r\nConnection: close\r\nContent-Length: 4\r\n\r\nsent";
+        let mut socket = UnixStream::connect(self.world.socket()).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        (answer.starts_with("HTTP/1.1 2"), answer)
     }
 
     /// Makes what the step needs, with a daemon that does not crash.
@@ -189,12 +204,10 @@ impl Yard {
             assert!(made, "{said}");
             promised.created = true;
         }
-        let file = self.world.write("sent", "sent");
-        let file = file.to_str().unwrap().to_owned();
         let (done, said) = match step {
             Step::Create => self.attempt(&["create", "--name", "new", "--persist"]),
-            Step::Exec => self.attempt(&["exec", "new", "--", "sh", "-c", "echo a; echo b >&2"]),
-            Step::Copy => self.attempt(&["cp", &file, "new:/root/sent"]),
+            Step::Exec => self.attempt(&["exec", "new", "--", "sh", "-c", SCRIPT]),
+            Step::Copy => self.send_file(),
             Step::Pause => self.attempt(&["pause", "new"]),
             Step::Resume => self.attempt(&["resume", "new"]),
             Step::Stop => self.attempt(&["stop", "new"]),
