@@ -66,7 +66,7 @@ struct Run {
 /// Runs a soak and tells its figures; fails when something was lost or leaked.
 pub(crate) fn run(soak: &Soak) -> Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let seed = soak.seed.unwrap_or_else(|| now.as_secs());
+    let seed = soak.seed.unwrap_or(now.as_secs());
     let user = soak.as_user.as_deref();
     say(&format!("seed {seed}, as {}", user.unwrap_or("root")));
     let mut run = Run {
@@ -253,7 +253,7 @@ impl Run {
                 self.count("daemons killed");
                 if let Some(pid) = self.yard.daemon() {
                     send(pid, Signal::KILL);
-                    until(|| Ok(self.yard.daemon() != Some(pid)))?;
+                    until(|| Ok(!self.yard.is_served()))?;
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -82,6 +83,11 @@ impl Yard {
 
     pub(crate) fn state(&self) -> PathBuf {
         self.directory.path().join("state")
+    }
+
+    /// Returns whether somebody holds the socket: of a daemon that was killed, its last thread may.
+    pub(crate) fn is_served(&self) -> bool {
+        UnixStream::connect(self.directory.path().join("run/pinfold.sock")).is_ok()
     }
 
     /// Prepares the product to run as the user.

@@ -70,7 +70,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup => setup::install_missing(),
         Task::People => people::make(),
         Task::Fixtures => fixtures::make(&root).map(|path| report_path(&path)),
-        Task::Agent => agent::build(&root).map(|path| report_path(&path)),
+        Task::Agent => agent::build(&root, &[]).map(|path| report_path(&path)),
         Task::Test => test(&root),
         Task::Lint => lint(&root),
         Task::Deps => deps::check(&root),
@@ -87,7 +87,7 @@ fn test(root: &Path) -> Result<()> {
     codegen::check(root)?;
     people::make()?;
     let fixtures = fixtures::make(root)?;
-    let agent = agent::build(root)?;
+    let agent = agent::build(root, agent::FOR_TESTS)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];
     run(Command::new("cargo")
         .args(with_tests)

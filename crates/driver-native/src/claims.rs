@@ -178,12 +178,14 @@ pub(crate) fn make_private(path: &Path) -> Result<(), DriverError> {
 
 /// Describes a failure on one of our own paths.
 pub(crate) fn failed(what: &str, path: &Path, source: io::Error) -> DriverError {
-    let kind = match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            DriverErrorKind::ResourceExhausted
-        }
-        _ => DriverErrorKind::Internal,
-    };
     let message = format!("failed to {what} `{}`", path.display());
-    DriverError::new(kind, message).caused_by(source)
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DriverError::new(
+            DriverErrorKind::ResourceExhausted,
+            format!("{message}: the host's disk is full"),
+        )
+        .hint("free space on the file system of the state directory; nothing was lost"),
+        _ => DriverError::new(DriverErrorKind::Internal, message),
+    }
+    .caused_by(source)
 }

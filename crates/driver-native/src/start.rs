@@ -86,7 +86,10 @@ pub(crate) fn start(
         source,
         spec,
     };
-    let mut claims = making.intention(id)?;
+    let mut claims = match making.intention(id) {
+        Ok(claims) => claims,
+        Err(error) => return Err(making.intend_nothing(error)),
+    };
     match making.make(&mut claims) {
         Ok(process) => {
             let instance = Arc::new(Live::new(Arc::clone(inner), claims, process));
@@ -187,6 +190,20 @@ impl Making<'_> {
         self.home.make()?;
         self.home.store(&claims)?;
         Ok(claims)
+    }
+
+    /// Removes the directory whose claims could not be written, as on a full disk.
+    fn intend_nothing(&self, error: DriverError) -> DriverError {
+        if self.source.again {
+            // It holds the disk, and the claims that it had.
+            return error;
+        }
+        match fs::remove_dir_all(self.home.path()) {
+            Err(left) if left.kind() != io::ErrorKind::NotFound => {
+                error.leaving(format!("directory {}", self.home.path().display()))
+            }
+            _ => error,
+        }
     }
 
     fn make(&self, claims: &mut Claims) -> Result<OwnedFd, DriverError> {
