@@ -238,7 +238,9 @@ impl Run {
         match what {
             0..2 if !agents.is_empty() => {
                 self.count("agents killed");
-                send(agents[self.random.below(agents.len())], Signal::KILL);
+                let agent = agents[self.random.below(agents.len())];
+                send(agent, Signal::KILL);
+                until(|| Ok(!self.agents().contains(&agent)))?;
             }
             2..4 => {
                 self.count("launchers killed");
