@@ -114,7 +114,7 @@ fn lint(root: &Path) -> Result<()> {
 
 fn docs(root: &Path) -> Result<()> {
     // The product embeds the agent; without this, each profile would build one of its own.
-    let agent = agent::build(root)?;
+    let agent = agent::build(root, agent::FOR_TESTS)?;
     run(Command::new("cargo")
         .args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings")

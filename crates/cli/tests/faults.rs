@@ -116,6 +116,51 @@ fn exec(world: &World, name: &str, script: &str) -> String {
     exec["exec_id"].as_str().unwrap().to_owned()
 }
 
+/// What became of operations that may have found no room.
+#[derive(Default)]
+struct Full {
+    refused: usize,
+    /// Refusals that do not say why.
+    unclear: Vec<String>,
+}
+
+/// Tries one operation of each kind, each with so much room.
+fn steps_with_room(mounted: &Mounted, room: u64) -> Full {
+    let world = mounted.world();
+    world.create(&["--name", "used"]);
+    let steps: [&[&str]; 6] = [
+        &["create", "--name", "new"],
+        &["exec", "used", "--", "echo", "x"],
+        &["stop", "used"],
+        &["start", "used"],
+        &["rm", "--force", "used"],
+        &["list"],
+    ];
+    // A step that follows from a failed one is refused by the state.
+    let clear = [
+        "full",
+        "space",
+        "is stopped",
+        "is failed",
+        "cannot become",
+        "failed:",
+    ];
+    let mut full = Full::default();
+    for step in steps {
+        let filler = Filler::new(&mounted.state, room);
+        let said = world.run(step);
+        drop(filler);
+        if said.code != 0 {
+            full.refused += 1;
+            let text = said.stderr.to_lowercase();
+            if !clear.iter().any(|word| text.contains(word)) {
+                full.unclear.push(format!("{room} KiB: {step:?}: {text}"));
+            }
+        }
+    }
+    full
+}
+
 #[test]
 fn a_full_disk_fails_the_operation_and_nothing_else() {
     let mounted = Mounted::new(&["-t", "tmpfs", "-o", SMALL_DISK, "pinfold-small"]);
@@ -126,46 +171,18 @@ fn a_full_disk_fails_the_operation_and_nothing_else() {
         .ok();
     let before = exec(world, "kept", "echo before");
     let daemon = world.daemon().unwrap();
-    let (mut refused, mut unclear) = (0, Vec::new());
+    let (mut refused, mut unclear) = (0, Vec::<String>::new());
     for room in ROOM_KIB {
-        world.create(&["--name", "used"]);
-        let steps: [&[&str]; 6] = [
-            &["create", "--name", "new"],
-            &["exec", "used", "--", "echo", "x"],
-            &["stop", "used"],
-            &["start", "used"],
-            &["rm", "--force", "used"],
-            &["list"],
-        ];
-        for step in steps {
-            let filler = Filler::new(&mounted.state, room);
-            let said = world.run(step);
-            drop(filler);
-            if said.code != 0 {
-                refused += 1;
-                let text = said.stderr.to_lowercase();
-                // A step that follows from a failed one is refused by the state.
-                let is_clear = [
-                    "full",
-                    "space",
-                    "is stopped",
-                    "is failed",
-                    "cannot become",
-                    "failed:",
-                ];
-                if !is_clear.iter().any(|word| text.contains(word)) {
-                    unclear.push(format!("{room} KiB: {step:?}: {text}"));
-                }
-            }
-            assert_eq!(world.daemon(), Some(daemon), "{room} KiB: {step:?}");
-        }
+        let full = steps_with_room(&mounted, room);
+        refused += full.refused;
+        unclear.extend(full.unclear);
+        assert_eq!(world.daemon(), Some(daemon), "{room} KiB");
         // A removal that failed is not over: the same call tries again.
         for (name, state) in owned::states(world).values() {
             if state == "removing" {
                 world.run(["rm", "--force", name]).ok();
             }
         }
-        println!("{room} KiB: {:?}", owned::states(world));
         let states = owned::at_rest(world);
         owned::check(world, &states, &format!("{room} KiB"));
         for name in ["new", "used"] {
