@@ -5,6 +5,7 @@ mod codegen;
 mod deps;
 mod fixtures;
 mod people;
+mod readme;
 mod setup;
 mod tidy;
 
@@ -88,6 +89,7 @@ fn test(root: &Path) -> Result<()> {
     people::make()?;
     let fixtures = fixtures::make(root)?;
     let agent = agent::build(root, agent::FOR_TESTS)?;
+    readme::follow(root, &agent)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];
     run(Command::new("cargo")
         .args(with_tests)
