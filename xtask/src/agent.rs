@@ -12,14 +12,18 @@ const TARGET: &str = if cfg!(target_arch = "aarch64") {
     "x86_64-unknown-linux-gnu"
 };
 
+/// What an agent for tests has beside: points at which they end it.
+pub(crate) const FOR_TESTS: &[&str] = &["--features", "crash-points"];
+
 /// Builds it and answers its path.
-pub(crate) fn build(root: &Path) -> Result<PathBuf> {
+pub(crate) fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
     // A directory of its own: the flags differ, and one directory would be built over and over.
     let target = crate::target_directory(root).join("agent");
     crate::run(
         Command::new("cargo")
             .args(["build", "--locked", "--quiet", "--package", "pinfold-agent"])
             .args(["--profile", "agent", "--target", TARGET])
+            .args(features)
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env("CARGO_TARGET_DIR", &target)
             .current_dir(root),

@@ -71,7 +71,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup => setup::install_missing(),
         Task::People => people::make(),
         Task::Fixtures => fixtures::make(&root).map(|path| report_path(&path)),
-        Task::Agent => agent::build(&root).map(|path| report_path(&path)),
+        Task::Agent => agent::build(&root, &[]).map(|path| report_path(&path)),
         Task::Test => test(&root),
         Task::Lint => lint(&root),
         Task::Deps => deps::check(&root),
@@ -88,7 +88,7 @@ fn test(root: &Path) -> Result<()> {
     codegen::check(root)?;
     people::make()?;
     let fixtures = fixtures::make(root)?;
-    let agent = agent::build(root)?;
+    let agent = agent::build(root, agent::FOR_TESTS)?;
     readme::follow(root, &agent)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];
     run(Command::new("cargo")
@@ -116,7 +116,7 @@ fn lint(root: &Path) -> Result<()> {
 
 fn docs(root: &Path) -> Result<()> {
     // The product embeds the agent; without this, each profile would build one of its own.
-    let agent = agent::build(root)?;
+    let agent = agent::build(root, agent::FOR_TESTS)?;
     run(Command::new("cargo")
         .args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings")

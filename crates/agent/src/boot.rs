@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pinfold_linux::init::{self, Reap, Signals};
 use pinfold_linux::launcher::plan::{Boot, PLAN_VERSION};
+use pinfold_types::crash_point;
 use pinfold_types::error::ErrorChain;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::io::Interest;
@@ -166,6 +167,7 @@ async fn main(
     if boot.tcp {
         listen_on_tcp(&agent).await?;
     }
+    crash_point!("agent.serving");
     let plain = boot.plain.is_some();
     let signals =
         ready::watched(signals, Interest::READABLE).map_err(kernel("listen for signals"))?;
@@ -219,6 +221,7 @@ fn reap(agent: &Agent) -> bool {
 
 /// Asks every process to end and waits until all have; what is stubborn is killed.
 async fn end(agent: &Agent, plain: bool) {
+    crash_point!("agent.ending");
     let everyone = |signal| {
         if plain {
             agent.table.kill_trees();

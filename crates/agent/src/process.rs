@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pinfold_linux::init::{self, Reaped};
+use pinfold_types::crash_point;
 use pinfold_types::exec::TerminalSize;
 
 pub use error::{ExecError, StartError};
@@ -134,6 +135,7 @@ impl Table {
         let exec = self.get(id)?;
         let before = exec.journal().is_settled();
         exec.journal().acknowledge(sequence);
+        crash_point!("agent.acknowledged");
         if before || !exec.journal().is_settled() {
             return Ok(());
         }
@@ -161,6 +163,7 @@ impl Table {
         let mut entries = self.entries();
         entries.execs.remove(id);
         entries.settled.retain(|settled| settled != id);
+        crash_point!("agent.forgotten");
         Ok(())
     }
 

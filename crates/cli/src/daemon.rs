@@ -153,9 +153,13 @@ fn claim(state: &Path) -> Result<File, CliError> {
             .hint("end it with `kill`, or name another directory with --state-dir"));
         }
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(|error| failed().caused_by(&error))?;
+    // Who holds the lock is for people only, so a full disk must not keep the daemon away.
+    let written = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = written {
+        tracing::warn!(%error, "lock file not written");
+    }
     Ok(file)
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use pinfold_driver::{DriverError, DriverErrorKind, DriverKind, InstanceRecord, RECORD_BYTES_MAX};
 use pinfold_linux::cgroup::Group;
 use pinfold_types::api::Granted;
-use pinfold_types::{Resources, SandboxId};
+use pinfold_types::{Resources, SandboxId, crash_point};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
@@ -149,6 +149,7 @@ impl Home {
                 .mode(0o600)
                 .open(&partial)?;
             io::Write::write_all(&mut file, &text)?;
+            crash_point!("driver.claims_partial");
             fs::rename(&partial, &path)
         })
         .map_err(|source| failed("write", &path, source))
@@ -177,12 +178,14 @@ pub(crate) fn make_private(path: &Path) -> Result<(), DriverError> {
 
 /// Describes a failure on one of our own paths.
 pub(crate) fn failed(what: &str, path: &Path, source: io::Error) -> DriverError {
-    let kind = match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            DriverErrorKind::ResourceExhausted
-        }
-        _ => DriverErrorKind::Internal,
-    };
     let message = format!("failed to {what} `{}`", path.display());
-    DriverError::new(kind, message).caused_by(source)
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DriverError::new(
+            DriverErrorKind::ResourceExhausted,
+            format!("{message}: the host's disk is full"),
+        )
+        .hint("free space on the file system of the state directory; nothing was lost"),
+        _ => DriverError::new(DriverErrorKind::Internal, message),
+    }
+    .caused_by(source)
 }

@@ -17,7 +17,7 @@ use pinfold_linux::launcher::plan::{
     Attach, Bind, Boot, Identity, PLAN_VERSION, Plan, RootPlan, UsageFile,
 };
 use pinfold_linux::launcher::{Launched, LauncherIdentity};
-use pinfold_types::SandboxId;
+use pinfold_types::{SandboxId, crash_point};
 
 use crate::claims::{CLAIMS_VERSION, Claims, DiskKind, Home, Ids, failed, make_private};
 use crate::driver::Inner;
@@ -86,7 +86,10 @@ pub(crate) fn start(
         source,
         spec,
     };
-    let mut claims = making.intention(id)?;
+    let mut claims = match making.intention(id) {
+        Ok(claims) => claims,
+        Err(error) => return Err(making.intend_nothing(error)),
+    };
     match making.make(&mut claims) {
         Ok(process) => {
             let instance = Arc::new(Live::new(Arc::clone(inner), claims, process));
@@ -125,6 +128,7 @@ pub(crate) fn adopt(
     if let Some(process) = claims.process.as_ref().and_then(Process::open) {
         let instance = Arc::new(Live::new(Arc::clone(inner), claims, process));
         *live = Some(Arc::clone(&instance));
+        crash_point!("driver.adopted");
         return Ok(Some(instance));
     }
     *live = None;
@@ -188,11 +192,27 @@ impl Making<'_> {
         Ok(claims)
     }
 
+    /// Removes the directory whose claims could not be written, as on a full disk.
+    fn intend_nothing(&self, error: DriverError) -> DriverError {
+        if self.source.again {
+            // It holds the disk, and the claims that it had.
+            return error;
+        }
+        match fs::remove_dir_all(self.home.path()) {
+            Err(left) if left.kind() != io::ErrorKind::NotFound => {
+                error.leaving(format!("directory {}", self.home.path().display()))
+            }
+            _ => error,
+        }
+    }
+
     fn make(&self, claims: &mut Claims) -> Result<OwnedFd, DriverError> {
         let faults = &self.inner.faults;
+        crash_point!("driver.recorded");
         faults.pass(FaultPoint::Recorded)?;
         if let Ids::Range { base } = &mut claims.ids {
             *base = Some(self.inner.ranges.take(&claims.id).map_err(describe_range)?);
+            crash_point!("driver.range_taken");
             claims.granted = self.grant.shown(claims.ids);
             self.home.store(claims)?;
         }
@@ -202,10 +222,13 @@ impl Making<'_> {
             let created = self.inner.host.cgroups.create(&name, &self.grant.limits);
             claims.group = Some(created.map_err(describe_cgroup)?);
         }
+        crash_point!("driver.cgroup_made");
         faults.pass(FaultPoint::Cgroup)?;
         self.make_disk()?;
+        crash_point!("driver.disk_made");
         faults.pass(FaultPoint::Disk)?;
         let listener = self.listen()?;
+        crash_point!("driver.listening");
         faults.pass(FaultPoint::Listener)?;
         let launched = self.launch(claims, &listener)?;
         claims.process = Some(Process {
@@ -214,8 +237,10 @@ impl Making<'_> {
             boot: process::boot_id(),
         });
         tracing::debug!(id = %claims.id, timings = ?launched.timings, "launched");
+        crash_point!("driver.launched");
         faults.pass(FaultPoint::Launched)?;
         self.home.store(claims)?;
+        crash_point!("driver.stored");
         faults.pass(FaultPoint::Stored)?;
         Ok(launched.pidfd)
     }

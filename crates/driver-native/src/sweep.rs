@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 
 use pinfold_driver::{Disk, DriverError, SweepReport};
-use pinfold_types::{ErrorChain, SandboxId};
+use pinfold_types::{ErrorChain, SandboxId, crash_point};
 
 use crate::claims::{Home, failed};
 use crate::driver::Inner;
@@ -27,6 +27,7 @@ pub(crate) fn sweep(inner: &Inner, keep: &HashSet<SandboxId>) -> Result<SweepRep
         let home = Home::new(&inner.native, &id);
         let mut claims = home.load().unwrap_or_else(|| teardown::unknown(inner, &id));
         let left = teardown::take_away(inner, &mut claims, Disk::Remove);
+        crash_point!("driver.swept_one");
         if left.is_empty() {
             *live = None;
             report.removed.push(id);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pinfold_driver::{Disk, DriverError, DriverErrorKind};
 use pinfold_linux::beneath::Beneath;
 use pinfold_linux::cgroup::Group;
-use pinfold_types::{Resources, SandboxId};
+use pinfold_types::{Resources, SandboxId, crash_point};
 use rustix::process::Signal;
 
 use crate::claims::{CLAIMS_VERSION, Claims, DiskKind, Home, Ids};
@@ -30,6 +30,7 @@ pub(crate) fn take_away(inner: &Inner, claims: &mut Claims, disk: Disk) -> Lefto
     if let Err(error) = end_processes(claims) {
         return vec![(format!("processes of {id}"), error)];
     }
+    crash_point!("driver.processes_ended");
     let mut left = Vec::new();
     if let Some(group) = &claims.group {
         match group.remove() {
@@ -37,6 +38,7 @@ pub(crate) fn take_away(inner: &Inner, claims: &mut Claims, disk: Disk) -> Lefto
             Err(error) => left.push((format!("cgroup of {id}"), describe_cgroup(error))),
         }
     }
+    crash_point!("driver.cgroup_removed");
     claims.process = None;
     if let Ids::Range { base } = &mut claims.ids
         && let Some(first) = *base
@@ -50,13 +52,22 @@ pub(crate) fn take_away(inner: &Inner, claims: &mut Claims, disk: Disk) -> Lefto
             }
         }
     }
+    crash_point!("driver.range_given_back");
     let home = Home::new(&inner.native, &id);
     if !home.path().is_dir() {
         return left;
     }
     let removed = match disk {
-        Disk::Remove if left.is_empty() => remove(inner, home.path()),
-        Disk::Remove | Disk::Keep => keep(inner, &home, claims),
+        Disk::Remove if left.is_empty() => {
+            let removed = remove(inner, home.path());
+            crash_point!("driver.directory_removed");
+            removed
+        }
+        Disk::Remove | Disk::Keep => {
+            let kept = keep(inner, &home, claims);
+            crash_point!("driver.directory_kept");
+            kept
+        }
     };
     if let Err(error) = removed {
         left.push((format!("directory {}", home.path().display()), error));

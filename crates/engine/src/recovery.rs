@@ -48,6 +48,7 @@ pub(crate) async fn recover(core: &Arc<Core>, stored: Stored) -> Result<(), Engi
         .await;
     crash_point!("engine.adopted");
     let swept = sweep(core, &fates).await;
+    crash_point!("engine.swept");
     for fate in fates {
         match fate {
             Fate::Purge(row) if swept => {

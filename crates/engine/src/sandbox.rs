@@ -237,6 +237,7 @@ impl Keeper {
         if let Some(live) = &self.live {
             live.instance.resume().await?;
         }
+        crash_point!("engine.instance_resumed");
         self.entry.activity.touch();
         self.enter(SandboxState::Running, None).await
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
+use pinfold_types::crash_point;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
@@ -210,6 +211,7 @@ impl<'a> Temporary<'a> {
     }
 
     fn rename_to(&mut self, name: &str) -> io::Result<()> {
+        crash_point!("agent.file_written");
         rustix::fs::renameat(self.parent, &self.name, self.parent, name)?;
         self.renamed = true;
         Ok(())

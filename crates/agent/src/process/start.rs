@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pinfold_linux::spawn::{self, Credentials, Directory, Limit, Spawn, Streams};
 use pinfold_linux::{capability, pty};
+use pinfold_types::crash_point;
 use pinfold_types::exec::OutputStream;
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
@@ -78,7 +79,9 @@ impl Table {
         let ends = Self::ends(&request, owner).map_err(StartError::Streams)?;
         let before = self.usage.out_of_memory_kills();
         let pid = self.spawn(&request, mark, credentials.as_ref(), &ends.theirs)?;
+        crash_point!("agent.exec_spawned");
         self.enter(request, (pid, mark, before), ends);
+        crash_point!("agent.exec_entered");
         Ok(pid)
     }
 

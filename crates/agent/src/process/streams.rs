@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use pinfold_types::crash_point;
 use pinfold_types::exec::OutputStream;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -119,7 +120,9 @@ impl Output {
             }
             let count = u64::try_from(data.len()).unwrap_or(u64::MAX);
             self.taken.fetch_add(count, Ordering::Relaxed);
+            crash_point!("agent.output_read");
             journal.append(EventKind::Output(self.stream, data));
+            crash_point!("agent.output_journaled");
         }
     }
 

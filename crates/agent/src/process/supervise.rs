@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_linux::init::{Ended, Reaped};
+use pinfold_types::crash_point;
 use pinfold_types::exec::ExecExit;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -55,7 +56,9 @@ pub(super) async fn supervise(
         }
     };
     let exit = describe(&exec, reaped, timed_out, &usage);
+    crash_point!("agent.exit_known");
     exec.journal.append(EventKind::Exited(exit));
+    crash_point!("agent.exit_journaled");
     exec.ended.send_replace(true);
     *exec.input.lock().await = None;
     exec.hang_up();

@@ -18,6 +18,7 @@ use crate::core::Core;
 use crate::entry::{Entry, Live};
 use crate::error::chain;
 use crate::journal::{CONTENT_BYTES_MAX, JournalWriter, after, is_exit, weight};
+use crate::store::StoreError;
 
 /// Most bytes of events that go to the disk at once.
 const BATCH_BYTES: usize = 1 << 20;
@@ -305,9 +306,22 @@ impl Follower {
     /// Writes the end down and lets the agent forget the exec.
     async fn finish(&self) {
         let row = self.cell.row_now();
-        if let Err(error) = self.core.store.end_exec(&row).await {
+        let mut wait = RETRY_TIME_MIN;
+        // Until it is written the exec stays known here, where its exit is.
+        while let Err(error) = self.core.store.end_exec(&row).await {
             // The journal holds the exit, so the next start of the daemon writes it again.
-            tracing::error!(exec = %row.id, error = %chain(&error), "end of an exec not written");
+            if wait == RETRY_TIME_MIN {
+                tracing::error!(exec = %row.id, error = %chain(&error), "end of an exec not written");
+            }
+            if !matches!(error, StoreError::Full { .. }) {
+                break;
+            }
+            tokio::select! {
+                biased;
+                () = self.entry.halt.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RETRY_TIME_MAX);
         }
         crash_point!("engine.exec_exit_written");
         self.entry.drop_exec(&row.id);

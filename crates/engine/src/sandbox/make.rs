@@ -93,6 +93,7 @@ impl Keeper {
         };
         crash_point!("engine.image_prepared");
         self.make_persist().await?;
+        crash_point!("engine.persist_made");
         self.row.image = Some(image.clone());
         let (instance, agent) = tokio::select! {
             biased;

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Instant;
 
+use pinfold_types::crash_point;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -78,17 +79,17 @@ impl Launch<'_> {
     /// Prepares everything outside and makes process 1, in a child that ends after it.
     pub(super) fn run(&self, mut watch: Watch) -> u8 {
         watch.lap("fork");
-        let answer =
-            self.prepare(&mut watch)
-                .and_then(|assembly| match self.make_first_process()? {
-                    Born::Parent(pid, pidfd) => Ok(Some((pid, pidfd))),
-                    Born::Child => {
-                        let Err(refusal) = self.become_agent(&assembly, &mut watch);
-                        let _launcher_gone =
-                            wire::send(self.report, &Answer::Refused(refusal), &[]);
-                        Ok(None)
-                    }
-                });
+        let answer = self
+            .prepare(&mut watch)
+            .inspect(|_| crash_point!("launcher.prepared"))
+            .and_then(|assembly| match self.make_first_process()? {
+                Born::Parent(pid, pidfd) => Ok(Some((pid, pidfd))),
+                Born::Child => {
+                    let Err(refusal) = self.become_agent(&assembly, &mut watch);
+                    let _launcher_gone = wire::send(self.report, &Answer::Refused(refusal), &[]);
+                    Ok(None)
+                }
+            });
         let sent = match answer {
             Ok(Some((pid, pidfd))) => {
                 let message = Answer::Launched {
@@ -190,6 +191,7 @@ impl Launch<'_> {
         watch: &mut Watch,
     ) -> Result<Infallible, Refusal> {
         watch.lap("make process 1");
+        crash_point!("launcher.first_process");
         let failed = |step| refused(LaunchFailure::HostUnsupported, step);
         self.attach_to_cgroups()?;
         self.take_ids()?;
@@ -412,7 +414,10 @@ fn execute(agent: BorrowedFd<'_>, id: &str) -> Errno {
         id.as_ptr(),
         std::ptr::null(),
     ];
-    let environment = [PATH.as_ptr(), std::ptr::null()];
+    let crash_at = crash_at();
+    let mut environment = vec![PATH.as_ptr()];
+    environment.extend(crash_at.iter().map(|variable| variable.as_ptr()));
+    environment.push(std::ptr::null());
     // SAFETY: both lists end in null and their strings in zero, and they outlive the call.
     unsafe {
         libc::syscall(
@@ -425,6 +430,13 @@ fn execute(agent: BorrowedFd<'_>, id: &str) -> Errno {
         )
     };
     last_errno()
+}
+
+/// Returns what tells the agent at which point to end, in a build for such tests.
+fn crash_at() -> Option<CString> {
+    let point = pinfold_types::crash::wanted()?;
+    let text = format!("{}={}", pinfold_types::crash::CRASH_AT, point.display());
+    CString::new(text).ok()
 }
 
 fn refused_stack(error: MountError) -> Refusal {

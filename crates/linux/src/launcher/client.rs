@@ -405,6 +405,7 @@ fn execute(agent: &AgentBinary, socket: OwnedFd, log: OwnedFd) -> Result<Child, 
         .arg0("pinfold-agent")
         .arg("launcher")
         .env_clear()
+        .envs(pinfold_types::crash::wanted().map(|at| (pinfold_types::crash::CRASH_AT, at)))
         .stdin(Stdio::from(socket))
         .stdout(Stdio::from(log_too))
         .stderr(Stdio::from(log))

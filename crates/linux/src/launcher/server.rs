@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use pinfold_types::crash_point;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -167,6 +168,7 @@ impl Server {
         plan: &Plan,
         descriptors: &[OwnedFd],
     ) -> Result<(Answer, OwnedFd), Refusal> {
+        crash_point!("launcher.asked");
         check(plan, descriptors, self.maps.is_some())?;
         let mut watch = Watch::start();
         let pair = self.pair(plan.identity)?;
@@ -186,6 +188,7 @@ impl Server {
         // At once, so that its number cannot be another's yet.
         let preparer = pidfd_open(preparer, PidfdFlags::empty());
         drop((birth_far, report_far));
+        crash_point!("launcher.forked");
         let born = match hear(&birth) {
             Ok((Answer::Launched { pid, .. }, mut pidfd)) if pidfd.len() == 1 => {
                 Ok((pid, pidfd.remove(0)))
@@ -199,7 +202,9 @@ impl Server {
                 kill(preparer);
             }
         })?;
+        crash_point!("launcher.born");
         let made = hear_ready(&report);
+        crash_point!("launcher.ready");
         match made.and_then(|timings| Ok((start_time(pid).map_err(unheard)?, timings))) {
             Ok((start_time, timings)) => Ok((
                 Answer::Launched {

@@ -1,0 +1,65 @@
+//! `pinfold-bench`: long runs of the real product, with figures.
+
+mod random;
+mod soak;
+mod trend;
+mod yard;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Long runs of pinfold, with figures.
+#[derive(Debug, Parser)]
+#[command(name = "pinfold-bench")]
+struct Arguments {
+    #[command(subcommand)]
+    run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+enum Run {
+    /// Use sandboxes at random against a model, and look for what is lost and what leaks (as root)
+    Soak(Soak),
+}
+
+/// What a soak does.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Soak {
+    /// End after this long
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Kill this often, each time during an operation, and end after the last
+    #[arg(long, default_value_t = 0)]
+    kills: u64,
+    /// Run the product as this user
+    #[arg(long)]
+    as_user: Option<String>,
+    /// The product
+    #[arg(long, default_value = "target/release/pinfold")]
+    product: PathBuf,
+    /// Do the same operations as a run that printed this
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let Run::Soak(soak) = Arguments::parse().run;
+    match soak::run(&soak) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells the figures.
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what the program is for"
+)]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}

@@ -1,0 +1,374 @@
+//! Sandboxes used at random against a model.
+//!
+//! The model holds what the product acknowledged. With kills, each comes during an operation, whose
+//! outcome is then open until the next daemon tells it; without, operations follow each other and
+//! the daemon's memory is what is looked at.
+
+use std::collections::BTreeMap;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::random::Random;
+use crate::trend::Trend;
+use crate::yard::{States, Usage, Yard, send, until, wait};
+use crate::{Soak, say};
+
+/// Most sandboxes at once: enough for them to differ, and few enough for a small host.
+const SANDBOXES_MAX: usize = 6;
+
+/// Longest time between the beginning of an operation and the kill: about what the longest takes.
+const KILL_AFTER_MAX_MS: usize = 250;
+
+/// Least time between two looks at the daemon's memory.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+/// The first part of a run, which fills caches and pools, does not count for the slope.
+const WARM_UP: f64 = 0.2;
+
+/// Most growth of the daemon's memory that counts as flat: a leak of one KiB in an operation would
+/// be tenfold at the rate of operations here.
+const SLOPE_KIB_MAX: f64 = 128.0;
+
+/// What was acknowledged of one sandbox.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// What its file holds, and what it may hold if an unanswered write came through.
+    token: Option<u64>,
+    perhaps: Option<u64>,
+    /// An exec that ended, and what it printed.
+    exec: Option<(String, u64)>,
+}
+
+/// What is done to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Create,
+    Write,
+    Stop,
+    Start,
+    Pause,
+    Resume,
+    Remove,
+}
+
+/// Everything of a run.
+struct Run {
+    yard: Yard,
+    random: Random,
+    known: BTreeMap<String, Known>,
+    serial: u64,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+/// Runs a soak and tells its figures; fails when something was lost or leaked.
+pub(crate) fn run(soak: &Soak) -> Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let seed = soak.seed.unwrap_or(now.as_secs());
+    let user = soak.as_user.as_deref();
+    say(&format!("seed {seed}, as {}", user.unwrap_or("root")));
+    let mut run = Run {
+        yard: Yard::new(&soak.product, user)?,
+        random: Random::new(seed),
+        known: BTreeMap::new(),
+        serial: 0,
+        counts: BTreeMap::new(),
+    };
+    let began = Instant::now();
+    let result = run.whole(soak, began);
+    say(&format!("{:?} in {:.1} min", run.counts, minutes(began)));
+    if result.is_err() {
+        let log = std::fs::read_to_string(run.yard.state().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        say(&lines[lines.len().saturating_sub(30)..].join("\n"));
+    }
+    result
+}
+
+fn minutes(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() / 60.0
+}
+
+impl Run {
+    fn whole(&mut self, soak: &Soak, began: Instant) -> Result<()> {
+        // Caches of the image and the tables are made by the first sandbox.
+        self.yard.run(&["create", "--name", "first"])?;
+        self.yard.run(&["rm", "--force", "first"])?;
+        let before = self.yard.usage().context("no daemon")?;
+        let disk = self.yard.disk_bytes()?;
+        let length = Duration::from_secs(soak.minutes.saturating_mul(60));
+        let mut memory = Trend::default();
+        let mut looked = Instant::now();
+        let mut kills = 0;
+        while began.elapsed() < length && (soak.kills == 0 || kills < soak.kills) {
+            let (step, target) = self.choose();
+            if soak.kills > 0 {
+                self.with_kill(step, &target)
+                    .with_context(|| format!("kill {kills} during {step:?} of {target}"))?;
+                kills += 1;
+            } else {
+                self.plainly(step, &target)?;
+            }
+            if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                let usage = self.yard.usage().context("no daemon")?;
+                memory.add(minutes(began), f64::from(u32::try_from(usage.memory_kib)?));
+            }
+        }
+        self.finish(disk, before)?;
+        if soak.kills > 0 {
+            ensure!(kills == soak.kills, "only {kills} kills in the time");
+            say(&format!("{kills} kills: nothing lost, nothing left"));
+            return Ok(());
+        }
+        tell_memory(&memory.since(minutes(began) * WARM_UP))
+    }
+
+    fn choose(&mut self) -> (Step, String) {
+        let names: Vec<String> = self.known.keys().cloned().collect();
+        if names.is_empty() || (names.len() < SANDBOXES_MAX && self.random.below(4) == 0) {
+            self.serial += 1;
+            return (Step::Create, format!("s{}", self.serial));
+        }
+        let target = names[self.random.below(names.len())].clone();
+        let step = match self.random.below(10) {
+            0..4 => Step::Write,
+            4 => Step::Stop,
+            5 => Step::Pause,
+            6 => Step::Resume,
+            7 | 8 => Step::Start,
+            _ => Step::Remove,
+        };
+        (step, target)
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// Starts an operation whose outcome may never be heard.
+    fn begin(&mut self, step: Step, target: &str) -> Result<Child> {
+        let token = self.serial;
+        let script = format!("echo {token} > /root/token && echo {token}");
+        let words: Vec<&str> = match step {
+            Step::Create => vec!["create", "--name", target],
+            Step::Write => vec!["exec", target, "--", "sh", "-c", &script],
+            Step::Stop => vec!["stop", target],
+            Step::Start => vec!["start", target],
+            Step::Pause => vec!["pause", target],
+            Step::Resume => vec!["resume", target],
+            Step::Remove => vec!["rm", "--force", target],
+        };
+        let mut command = self.yard.command(&words);
+        Ok(command.env("PINFOLD_AUTOSTART", "false").spawn()?)
+    }
+
+    /// Takes the outcome of an operation into the model; answers whether it was acknowledged.
+    fn end(&mut self, step: Step, target: &str, child: Child) -> Result<bool> {
+        let token = self.serial;
+        let output = child.wait_with_output()?;
+        let done = output.status.success();
+        match step {
+            Step::Create if done => drop(self.known.insert(target.to_owned(), Known::default())),
+            Step::Remove if done => drop(self.known.remove(target)),
+            Step::Write => {
+                let known = self.known.entry(target.to_owned()).or_default();
+                if done {
+                    let said = String::from_utf8_lossy(&output.stdout);
+                    ensure!(said.trim() == token.to_string(), "an exec printed {said}");
+                    (known.token, known.perhaps) = (Some(token), None);
+                } else {
+                    known.perhaps = Some(token);
+                }
+            }
+            _ => {}
+        }
+        Ok(done)
+    }
+
+    fn plainly(&mut self, step: Step, target: &str) -> Result<()> {
+        self.serial += 1;
+        let child = self.begin(step, target)?;
+        let done = self.end(step, target, child)?;
+        self.count(if done { "done" } else { "refused" });
+        // A step that the state does not allow is refused; all else has to succeed.
+        if !done && matches!(step, Step::Create | Step::Remove) {
+            bail!("{step:?} of {target} failed");
+        }
+        if done && step == Step::Write {
+            self.leave_exec(target)?;
+        }
+        Ok(())
+    }
+
+    /// Lets an exec end, and notes what has to be found of it later.
+    fn leave_exec(&mut self, target: &str) -> Result<()> {
+        let token = self.serial;
+        let words = [
+            "--json",
+            "exec",
+            "--detach",
+            target,
+            "--",
+            "echo",
+            &token.to_string(),
+        ];
+        let value: serde_json::Value = serde_json::from_str(&self.yard.run(&words)?)?;
+        let exec = value["exec_id"].as_str().context("no exec id")?.to_owned();
+        let whole = until(|| {
+            let said = self.yard.run(&["logs", target, "--exec", &exec])?;
+            Ok(said.trim() == token.to_string())
+        })?;
+        ensure!(whole, "the output of exec {exec} never came");
+        if let Some(known) = self.known.get_mut(target) {
+            known.exec = Some((exec, token));
+        }
+        Ok(())
+    }
+
+    fn with_kill(&mut self, step: Step, target: &str) -> Result<()> {
+        self.serial += 1;
+        let agents = self.agents();
+        let child = self.begin(step, target)?;
+        let after = self.random.below(KILL_AFTER_MAX_MS);
+        wait(Duration::from_millis(u64::try_from(after)?));
+        let what = self.random.below(10);
+        match what {
+            0..2 if !agents.is_empty() => {
+                self.count("agents killed");
+                let agent = agents[self.random.below(agents.len())];
+                send(agent, Signal::KILL);
+                until(|| Ok(!self.agents().contains(&agent)))?;
+            }
+            2..4 => {
+                self.count("launchers killed");
+                let named = |words: &[String]| words.get(1).is_some_and(|word| word == "launcher");
+                for (pid, words) in self.yard.processes() {
+                    if named(&words) {
+                        send(pid, Signal::KILL);
+                    }
+                }
+            }
+            _ => {
+                self.count("daemons killed");
+                if let Some(pid) = self.yard.daemon() {
+                    send(pid, Signal::KILL);
+                    until(|| Ok(!self.yard.is_served()))?;
+                }
+            }
+        }
+        let done = self.end(step, target, child)?;
+        self.count(if done { "done" } else { "not acknowledged" });
+        self.check(step, target)
+    }
+
+    fn agents(&self) -> Vec<i32> {
+        let processes = self.yard.processes().into_iter();
+        let agents = processes.filter(|(_, words)| words.get(1).is_some_and(|word| word == "init"));
+        agents.map(|(pid, _)| pid).collect()
+    }
+
+    /// Checks both invariants.
+    fn check(&mut self, step: Step, target: &str) -> Result<()> {
+        let states = self.yard.states()?;
+        let listed = |name: &str| states.values().find(|(listed, _)| listed == name);
+        if step == Step::Create && listed(target).is_some() {
+            self.known.entry(target.to_owned()).or_default();
+        }
+        if step == Step::Remove && listed(target).is_none() {
+            self.known.remove(target);
+        }
+        for name in self.known.keys() {
+            ensure!(listed(name).is_some(), "{name} is lost: {states:?}");
+        }
+        for (name, _) in states.values() {
+            ensure!(
+                self.known.contains_key(name),
+                "{name} was removed: {states:?}"
+            );
+        }
+        self.yard.check_owned(&states)?;
+        self.check_content(&states, target)
+    }
+
+    /// Checks the sandbox that was in use, and one more.
+    fn check_content(&mut self, states: &States, target: &str) -> Result<()> {
+        let names: Vec<String> = self.known.keys().cloned().collect();
+        let mut looked_at = vec![target.to_owned()];
+        if !names.is_empty() {
+            looked_at.push(names[self.random.below(names.len())].clone());
+        }
+        looked_at.dedup();
+        for name in looked_at {
+            let Some(known) = self.known.get(&name).cloned() else {
+                continue;
+            };
+            if let Some((exec, token)) = &known.exec {
+                let said = self.yard.run(&["logs", &name, "--exec", exec])?;
+                ensure!(
+                    said.trim() == token.to_string(),
+                    "exec {exec} of {name} printed {said}"
+                );
+            }
+            let state = states.values().find(|(listed, _)| *listed == name);
+            match state.map(|(_, state)| state.as_str()) {
+                Some("running" | "paused") | None => {}
+                Some(_) => drop(self.yard.run(&["start", &name])?),
+            }
+            let script = "cat /root/token 2>/dev/null || true";
+            let said = self.yard.run(&["exec", &name, "--", "sh", "-c", script])?;
+            let found = said.trim().parse().ok();
+            ensure!(
+                found == known.token || (found.is_some() && found == known.perhaps),
+                "{name} holds {said:?} and not {:?} or {:?}",
+                known.token,
+                known.perhaps
+            );
+            if let Some(known) = self.known.get_mut(&name) {
+                (known.token, known.perhaps) = (found, None);
+            }
+            if self.random.below(3) == 0 {
+                self.leave_exec(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything and compares what is left with what there was.
+    fn finish(&mut self, disk: u64, before: Usage) -> Result<()> {
+        self.yard.run(&["rm", "--all", "--force"])?;
+        self.known.clear();
+        let states = self.yard.states()?;
+        ensure!(states.is_empty(), "left: {states:?}");
+        self.yard.check_owned(&states)?;
+        let mut after = before;
+        // Connections of the last command end a moment after it.
+        let back = until(|| {
+            after = self.yard.usage().context("no daemon")?;
+            Ok(after.descriptors <= before.descriptors)
+        })?;
+        say(&format!("daemon before: {before:?}"));
+        say(&format!("daemon after:  {after:?}"));
+        ensure!(back, "descriptors leak");
+        let left = self.yard.disk_bytes()?;
+        say(&format!(
+            "state directory: {disk} bytes before, {left} after"
+        ));
+        Ok(())
+    }
+}
+
+fn tell_memory(memory: &Trend) -> Result<()> {
+    let (first, last) = memory.first_and_last().context("no figures of memory")?;
+    let slope = memory.slope();
+    say(&format!(
+        "daemon memory after the warm-up: {first} KiB first, {last} last, {} most of {} figures; \
+         slope {slope:.1} KiB/min",
+        memory.most(),
+        memory.len()
+    ));
+    ensure!(slope < SLOPE_KIB_MAX, "memory grows by {slope:.1} KiB/min");
+    Ok(())
+}
