@@ -40,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("pinfold-client", &["pinfold-types"]),
     ("pinfold-server", &["pinfold-types", "pinfold-engine"]),
+    ("pinfold-attack", &[]),
     ("xtask", &[]),
 ];
 

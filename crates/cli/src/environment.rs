@@ -303,6 +303,10 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
         "The configuration file; as the flag `--config`.",
     ),
     (
+        "PINFOLD_ATTACK_BIN",
+        "The program that `doctor --attack` runs; as the flag `--attack-program`.",
+    ),
+    (
         "PINFOLD_AGENT_BIN",
         "Read when pinfold is built: a guest agent to embed instead of building one.",
     ),
