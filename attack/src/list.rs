@@ -28,7 +28,7 @@ pub const ATTACKS: &[Attack] = &[
     Attack {
         name: "agent-descriptors",
         group: Group::Agent,
-        tries: "list `/proc/1/fd`",
+        tries: "see what `/proc/1/fd` leads to",
         defence: "not dumpable; a capability that programs lack",
         succeeds_without: &["dumpable", "agent_mark"],
     },
@@ -113,8 +113,8 @@ pub const ATTACKS: &[Attack] = &[
         name: "agent-memory-preference",
         group: Group::Agent,
         tries: "have the kernel prefer it when memory is short",
-        defence: "its files in `/proc` belong to nobody inside",
-        succeeds_without: &["dumpable"],
+        defence: "its `/proc/1` is read-only",
+        succeeds_without: &["proc_read_only"],
     },
     Attack {
         name: "agent-priority",
@@ -162,7 +162,7 @@ pub const ATTACKS: &[Attack] = &[
         name: "agent-stack",
         group: Group::Agent,
         tries: "read its kernel stack",
-        defence: "not dumpable; no capability over the host",
+        defence: "no capability over the host; a read-only `/proc/1`",
         succeeds_without: &[],
     },
     Attack {
@@ -316,7 +316,7 @@ pub const ATTACKS: &[Attack] = &[
         name: "sysfs-write",
         group: Group::Host,
         tries: "open settings of `/sys` for writing",
-        defence: "a read-only mount",
+        defence: "a read-only mount; no `CAP_NET_ADMIN`",
         succeeds_without: &["sys_read_only"],
     },
     Attack {
@@ -856,21 +856,21 @@ pub const ATTACKS: &[Attack] = &[
         group: Group::Limits,
         tries: "use more memory than it was given",
         defence: "control groups",
-        succeeds_without: &["memory_limit"],
+        succeeds_without: &["process_limit"],
     },
     Attack {
         name: "memory-file",
         group: Group::Limits,
         tries: "fill `/tmp` beyond the memory it was given",
         defence: "a bounded tmpfs; control groups",
-        succeeds_without: &["memory_limit", "tmpfs_bounds"],
+        succeeds_without: &["process_limit", "tmpfs_bounds"],
     },
     Attack {
         name: "memory-descriptor",
         group: Group::Limits,
         tries: "fill a `memfd` beyond the memory it was given",
         defence: "control groups",
-        succeeds_without: &["memory_limit"],
+        succeeds_without: &["process_limit"],
     },
     Attack {
         name: "small-files",

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::net::UnixStream;
 
-use super::call::{call_with, lists, opens_for_writing, reads};
+use super::call::{any, call_with, lists, opens_for_writing, reads};
 use super::{Attempt, Found};
 
 /// The agent's process.
@@ -20,7 +20,12 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("agent-memory", |_| Found::of(memory(), "read its memory")),
     ("agent-environment", |_| reads("/proc/1/environ")),
     ("agent-maps", |_| reads("/proc/1/maps")),
-    ("agent-descriptors", |_| lists("/proc/1/fd")),
+    ("agent-descriptors", |_| {
+        any((0..16).map(|number| {
+            let link = fs::read_link(format!("/proc/1/fd/{number}"));
+            Found::of(link, "saw what it is")
+        }))
+    }),
     ("agent-root", |_| lists("/proc/1/root/")),
     ("agent-directory", |_| lists("/proc/1/cwd/")),
     ("agent-program", |_| reads("/proc/1/exe")),
@@ -67,7 +72,12 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         alive()
     }),
     ("agent-memory-preference", |_| {
-        Found::of(fs::write("/proc/1/oom_score_adj", "1000"), "set")
+        any(threads().into_iter().flat_map(|thread| {
+            ["/proc", "/proc/1/task"].map(|place| {
+                let path = format!("{place}/{thread}/oom_score_adj");
+                Found::of(fs::write(path, "1000"), "set")
+            })
+        }))
     }),
     ("agent-priority", |_| {
         let set = call_with(libc::SYS_setpriority, &[0, AGENT, 19]);
@@ -93,7 +103,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("agent-socket", |_| socket()),
     ("agent-stack", |_| {
-        super::call::any([
+        any([
             reads("/proc/1/stack"),
             opens_for_writing("/proc/1/clear_refs"),
         ])
@@ -138,6 +148,13 @@ fn alive() -> Found {
     }
 }
 
+/// Returns its threads, each of which stands for the whole process in some calls.
+fn threads() -> Vec<usize> {
+    let threads = fs::read_dir("/proc/1/task").into_iter().flatten().flatten();
+    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    [AGENT].into_iter().chain(threads).collect()
+}
+
 /// Sets the limits that it has anyway.
 fn limits() -> Found {
     const DESCRIPTORS: usize = libc::RLIMIT_NOFILE as usize;
@@ -147,9 +164,7 @@ fn limits() -> Found {
     if let Err(error) = call_with(libc::SYS_prlimit64, &[0, DESCRIPTORS, 0, address]) {
         return Found::Failed(error.to_string());
     }
-    let threads = fs::read_dir("/proc/1/task").into_iter().flatten().flatten();
-    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse::<usize>().ok());
-    super::call::any([AGENT].into_iter().chain(threads).map(|thread| {
+    any(threads().into_iter().map(|thread| {
         let set = call_with(libc::SYS_prlimit64, &[thread, DESCRIPTORS, address, 0]);
         Found::of(set, "set its limit of descriptors")
     }))

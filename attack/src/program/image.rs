@@ -12,6 +12,18 @@ const ENTRIES_MAX: usize = 60_000;
 /// Largest file that may be a key.
 const KEY_BYTES_MAX: u64 = 64 << 10;
 
+/// Where keys of the host's would be; what packages bring beneath `/usr` is no secret of its.
+const KEY_PLACES: &[&str] = &[
+    "/etc",
+    "/usr/local",
+    "/usr/etc",
+    "/usr/src",
+    "/home",
+    "/root",
+    "/opt",
+    "/srv",
+    "/var",
+];
 /// Places of credentials, beneath each home and beneath `/`.
 const CREDENTIALS: &[&str] = &[
     "root/.netrc",
@@ -33,7 +45,6 @@ const CREDENTIALS: &[&str] = &[
     "etc/krb5.keytab",
     "etc/ssh",
     "etc/sudoers",
-    "etc/gitconfig",
     "usr/etc/npmrc",
     "usr/local/etc",
     "var/lib",
@@ -74,7 +85,10 @@ fn is_empty(directory: &Path) -> bool {
 fn homes() -> Found {
     for directory in ["/home", "/root", "/opt", "/srv", "/mnt", "/media"] {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            return Found::Worked(format!("{}", entry.path().display()));
+            // The sandbox's own user.
+            if entry.path() != Path::new("/home/sandbox") {
+                return Found::Worked(format!("{}", entry.path().display()));
+            }
         }
     }
     Found::Failed("all are empty or not there".to_owned())
@@ -121,7 +135,7 @@ fn walk(roots: &[&str], mut visit: impl FnMut(&Path, &fs::Metadata) -> bool) -> 
 
 fn keys() -> Found {
     let mut found = None;
-    let seen = walk(&["/etc", "/usr/share", "/usr/lib"], |path, metadata| {
+    let seen = walk(KEY_PLACES, |path, metadata| {
         let name = path.to_string_lossy();
         let may_be = [".pem", ".key", "_rsa", "_ed25519", "_ecdsa", ".keytab"];
         // Examples of programs' documentation and tests are no secrets of this host.

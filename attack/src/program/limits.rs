@@ -26,10 +26,9 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("memory-file", |facts| {
         memory(facts, |bytes| {
             let file = File::create("/tmp/attack-fill")?;
-            let filled = fill(file, bytes);
-            // The next attack wants memory too.
+            // It goes with whoever fills it: the next attack wants memory too.
             fs::remove_file("/tmp/attack-fill")?;
-            filled
+            fill(file, bytes)
         })
     }),
     ("memory-descriptor", |facts| {

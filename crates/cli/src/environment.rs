@@ -311,6 +311,14 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
         "Read when pinfold is built: a guest agent to embed instead of building one.",
     ),
     (
+        "PINFOLD_WEAK_AGENT",
+        "Read by the tests, and by test builds alone: an agent without some of its defences.",
+    ),
+    (
+        "PINFOLD_WEAKEN",
+        "Read by such an agent: the defences that are left out.",
+    ),
+    (
         "PINFOLD_FIXTURES",
         "Read by the tests: where their input files are.",
     ),

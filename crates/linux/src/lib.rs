@@ -18,6 +18,7 @@ pub mod root;
 pub mod seccomp;
 pub mod spawn;
 pub mod watch;
+pub mod weaken;
 
 /// Returns whether this test run may make namespaces and mounts; in CI it must.
 #[cfg(test)]

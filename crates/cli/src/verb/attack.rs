@@ -118,9 +118,13 @@ impl Attacker<'_> {
             let said = self.attempt(&current, &facts, Some(attack.name)).await;
             let said = said.unwrap_or_default();
             let answer = said.iter().find_map(Judged::of);
-            judged.push(answer.unwrap_or_else(|| {
-                Judged::new(attack, Outcome::Worked, "the sandbox did not survive it")
-            }));
+            judged.push(match answer {
+                Some(answer) => answer,
+                None if self.answers(&current).await => {
+                    Judged::new(attack, Outcome::Failed, "the attacker was ended")
+                }
+                None => Judged::new(attack, Outcome::Worked, "the sandbox did not survive it"),
+            });
         }
         Ok(Report::new(&sandbox, judged))
     }
@@ -211,6 +215,21 @@ impl Attacker<'_> {
     async fn is_running(&self, sandbox: &Sandbox) -> bool {
         let found = self.context.client.get(sandbox.id.as_str()).await;
         found.is_ok_and(|found| found.state == SandboxState::Running)
+    }
+
+    /// Returns whether programs can still be run in a sandbox.
+    async fn answers(&self, sandbox: &Sandbox) -> bool {
+        let request = ExecRequest {
+            command: vec![PROGRAM.to_owned(), "--version".to_owned()],
+            timeout_ms: Some(ONE_MS_MAX),
+            ..ExecRequest::default()
+        };
+        let result = self
+            .context
+            .client
+            .exec(sandbox.id.as_str(), &request)
+            .await;
+        result.is_ok_and(|result| result.exit_code == 0)
     }
 
     /// Runs one attack, or all that were asked for; nothing when the sandbox went down.
