@@ -155,7 +155,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         writes_again("/proc/sys/kernel/pid_max")
     }),
     ("kernel-memory", |_| reads("/proc/kcore")),
-    ("kernel-keys", |_| reads("/proc/keys")),
+    ("kernel-keys", |_| is_uncovered("/proc/keys")),
     ("kernel-interrupts", |_| reads("/proc/interrupts")),
     ("kernel-timers", |_| reads("/proc/timer_list")),
     ("kernel-addresses", |_| addresses()),
@@ -187,6 +187,15 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         ])
     }),
 ];
+
+/// Has worked when a file of `/proc` can be opened and is no device that covers it.
+pub(super) fn is_uncovered(path: &str) -> Found {
+    match fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(found) if found.is_file() => Found::Worked("opened it".to_owned()),
+        Ok(_) => Found::Failed("covered".to_owned()),
+        Err(error) => Found::Failed(error.to_string()),
+    }
+}
 
 fn shared(facts: &Facts, attempt: impl FnOnce() -> Found) -> Found {
     if facts.share {

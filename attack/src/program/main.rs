@@ -1,7 +1,7 @@
 //! Attacks the sandbox that it runs in, and says what worked.
 //!
 //! `run` runs attacks, each in a process of its own; `one` is such a process; `sit` is the
-//! neighbour that is attacked.
+//! neighbour that is attacked; `reference` writes the page of the reference.
 
 mod agent;
 mod call;
@@ -54,9 +54,10 @@ fn main() -> ExitCode {
         ["run", only @ ..] => run(only),
         ["one", name] => one(name),
         ["sit"] => neighbour::sit(),
+        ["reference"] => say(pinfold_attack::reference().trim_end()),
         ["--version"] => say(&format!("pinfold-attack {}", env!("CARGO_PKG_VERSION"))),
         _ => Err(io::Error::other(
-            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `sit` or `--version`",
+            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `sit`, `reference` or `--version`",
         )),
     };
     match ended {

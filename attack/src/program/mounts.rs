@@ -5,7 +5,7 @@ use std::io;
 
 use pinfold_attack::SHARE;
 
-use super::call::{any, call, call_with, opens_for_writing, reads, text};
+use super::call::{any, call, call_with, opens_for_writing, text};
 use super::{Attempt, Found};
 
 const REMOUNT: usize = (libc::MS_REMOUNT | libc::MS_BIND) as usize;
@@ -66,10 +66,11 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         })
     }),
     ("unmount-mask", |_| match unmount(&text("/proc/keys")) {
-        Ok(_) => reads("/proc/keys"),
+        Ok(_) => super::host::is_uncovered("/proc/keys"),
         Err(error) => Found::Failed(error.to_string()),
     }),
     ("set-mount-flags", |_| {
+        step_aside();
         // Clears read-only, by `struct mount_attr`.
         let record = [0_u64, 1, 0, 0];
         any(["/usr", SHARE, "/proc/sys", "/sys"].map(|path| {
@@ -112,7 +113,15 @@ impl Found {
     }
 }
 
+/// Where a namespace of one's own can be made, other attacks are spared what this one mounts.
+fn step_aside() {
+    let namespace = libc::CLONE_NEWNS.unsigned_abs() as usize;
+    // Refused, as it should be, the attack goes on where it is.
+    let _refused = call_with(libc::SYS_unshare, &[namespace]);
+}
+
 fn mount(source: &str, target: &str, kind: &str, flags: usize, data: &str) -> io::Result<usize> {
+    step_aside();
     let [source, target, kind, data] = [source, target, kind, data].map(text);
     call_with(
         libc::SYS_mount,
@@ -128,5 +137,6 @@ fn mount(source: &str, target: &str, kind: &str, flags: usize, data: &str) -> io
 
 fn unmount(path: &std::ffi::CStr) -> io::Result<usize> {
     const DETACH: usize = 2;
+    step_aside();
     call_with(libc::SYS_umount2, &[path.as_ptr().addr(), DETACH])
 }

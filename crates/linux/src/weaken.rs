@@ -24,8 +24,6 @@ pub enum Defence {
     ProcHidden,
     /// The read-only parts of `/proc`.
     ProcReadOnly,
-    /// That `/sys` is read-only.
-    SysReadOnly,
     /// The IPC namespace.
     IpcNamespace,
     /// The namespace of the host's name.
@@ -56,7 +54,6 @@ impl Defence {
             Self::Dumpable => "dumpable",
             Self::ProcHidden => "proc_hidden",
             Self::ProcReadOnly => "proc_read_only",
-            Self::SysReadOnly => "sys_read_only",
             Self::IpcNamespace => "ipc_namespace",
             Self::UtsNamespace => "uts_namespace",
             Self::NetworkNamespace => "network_namespace",

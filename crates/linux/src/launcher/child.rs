@@ -276,8 +276,11 @@ impl Launch<'_> {
         }
         crate::descriptors::close_on_exec_from(self.first_foreign()).map_err(failed)?;
         if is_off(Defence::Descriptors) {
+            let left = rustix::io::fcntl_dupfd_cloexec(self.tiny, 2 * PARKING_DESCRIPTOR);
+            let left = left.map_err(|errno| failed(errno.into()))?;
             let kept = rustix::io::FdFlags::empty();
-            rustix::io::fcntl_setfd(self.tiny, kept).map_err(|errno| failed(errno.into()))?;
+            rustix::io::fcntl_setfd(&left, kept).map_err(|errno| failed(errno.into()))?;
+            std::mem::forget(left);
         }
         Ok(())
     }

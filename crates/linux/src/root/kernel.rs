@@ -68,12 +68,7 @@ pub(super) fn mount_proc(root: &OwnedFd, pid_max: Option<u32>) -> Result<(), Ref
 pub(super) fn mount_sys(root: &OwnedFd) -> Result<(), Refusal> {
     let failed = refused(LaunchFailure::HostUnsupported, "mount `/sys`");
     let directory = system_directory(root, "sys")?;
-    let read_only = if is_off(Defence::SysReadOnly) {
-        MountAttrFlags::empty()
-    } else {
-        MountAttrFlags::MOUNT_ATTR_RDONLY
-    };
-    let Ok(sys) = filesystem("sysfs", &[], quiet() | read_only) else {
+    let Ok(sys) = filesystem("sysfs", &[], quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY) else {
         return Ok(());
     };
     attach_to(sys.as_fd(), directory.as_fd()).map_err(&failed)?;
