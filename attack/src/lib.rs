@@ -128,7 +128,7 @@ pub fn reference() -> String {
          An attack that is not *shown to work* below is reported as `untested` when it fails:\n\
          nothing proves that it would have worked without its defence. For the others a test\n\
          switches the named defences off, in a build that is never released, and sees the attack\n\
-         succeed. Several names mean that each of them alone still holds.\n",
+         succeed. Several names were left out together.\n",
     );
     for group in [
         Group::Agent,

@@ -141,7 +141,8 @@ pub(crate) struct DoctorArguments {
         long,
         value_name = "PATH",
         requires = "attack",
-        env = "PINFOLD_ATTACK_BIN"
+        env = "PINFOLD_ATTACK_BIN",
+        hide_env_values = true
     )]
     pub(crate) attack_program: Option<std::path::PathBuf>,
 }
