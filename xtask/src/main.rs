@@ -119,9 +119,12 @@ fn lint(root: &Path) -> Result<()> {
 }
 
 fn docs(root: &Path) -> Result<()> {
+    // The product embeds the agent; without this, each profile would build one of its own.
+    let agent = agent::build(root)?;
     run(Command::new("cargo")
         .args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings")
+        .env("PINFOLD_AGENT_BIN", agent)
         .current_dir(root))
 }
 

@@ -1,5 +1,7 @@
 //! What the real binary says once a daemon answers: errors and tables, pinned by snapshots.
 
+#![cfg(test)]
+
 #[path = "world/world.rs"]
 mod world;
 

@@ -143,10 +143,18 @@ impl Core {
             .unwrap_or(name)
     }
 
-    /// Adds a sandbox, unless its name is taken or there are too many.
+    /// Adds a new sandbox, unless its name is taken or there are too many.
     pub(crate) fn register(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
+        self.add(entry, self.config.sandboxes_max)
+    }
+
+    /// Adds a sandbox that an earlier daemon made, however many there are.
+    pub(crate) fn register_again(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
+        self.add(entry, usize::MAX)
+    }
+
+    fn add(&self, entry: &Arc<Entry>, most: usize) -> Result<(), EngineError> {
         let mut registry = self.registry();
-        let most = self.config.sandboxes_max;
         if registry.by_id.len() >= most {
             return Err(EngineError::new(
                 ErrorCode::LimitExceeded,

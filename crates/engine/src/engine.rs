@@ -43,6 +43,9 @@ const SHUT_DOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest polite time of a stop.
 const GRACE_MAX: Duration = Duration::from_hours(1);
 
+/// Times that a made-up name may turn out to be taken.
+const NAME_TRIES_MAX: u32 = 64;
+
 /// Shortest idle time: a shorter one would freeze a sandbox between two requests of one command.
 const IDLE_MS_MIN: u64 = 100;
 
@@ -123,29 +126,51 @@ impl Engine {
         check_deadlines(&request.spec, core)?;
         check_tier(request.spec.isolation, core)?;
         self.check_mounts(caller, &request.spec).await?;
-        let now_ms = core.clock.now_ms();
-        let given = request.name;
-        let name = given.unwrap_or_else(|| core.free_name(caller.uid, name_prefix(&request.spec)));
-        let row = SandboxRow {
-            id: SandboxId::new(),
-            name,
-            owner: caller.uid,
-            state: SandboxState::Creating,
-            reason: None,
-            spec: request.spec,
-            record: None,
-            granted: None,
-            image: None,
-            created_ms: now_ms,
-            changed_ms: now_ms,
-            lifetime_done: false,
-            keep_persist: false,
-        };
-        let activity = Activity::new(core.clock);
-        let (entry, messages) = Entry::new(row, None, activity, &core.closing);
-        core.register(&entry)?;
-        sandbox::spawn(core, &entry, messages);
+        let entry = self.admit(caller, &request)?;
         entry.ask(|reply| Message::Create { progress, reply }).await
+    }
+
+    /// Gives a new sandbox its name and its task.
+    fn admit(&self, caller: &Caller, request: &CreateSandboxRequest) -> Result<Arc<Entry>> {
+        let core = &self.core;
+        let now_ms = core.clock.now_ms();
+        let mut tries = 0;
+        loop {
+            let name = request.name.clone();
+            let row = SandboxRow {
+                id: SandboxId::new(),
+                name: name
+                    .unwrap_or_else(|| core.free_name(caller.uid, name_prefix(&request.spec))),
+                owner: caller.uid,
+                state: SandboxState::Creating,
+                reason: None,
+                spec: request.spec.clone(),
+                record: None,
+                granted: None,
+                image: None,
+                created_ms: now_ms,
+                changed_ms: now_ms,
+                lifetime_done: false,
+                keep_persist: false,
+            };
+            let activity = Activity::new(core.clock);
+            let (entry, messages) = Entry::new(row, None, activity, &core.closing);
+            match core.register(&entry) {
+                Ok(()) => {
+                    sandbox::spawn(core, &entry, messages);
+                    return Ok(entry);
+                }
+                // Somebody else was given the same made-up name at the same moment.
+                Err(error)
+                    if request.name.is_none()
+                        && error.code == ErrorCode::AlreadyExists
+                        && tries < NAME_TRIES_MAX =>
+                {
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn check_mounts(&self, caller: &Caller, spec: &SandboxSpec) -> Result<()> {
@@ -285,7 +310,12 @@ impl Engine {
     ) -> Result<Option<PathBuf>> {
         self.core.check_open()?;
         let entry = self.core.find(caller, target)?;
-        entry.unwanted.cancel();
+        if matches!(
+            entry.state(),
+            SandboxState::Creating | SandboxState::Starting
+        ) {
+            entry.unwanted.cancel();
+        }
         entry
             .ask(|reply| Message::Remove {
                 keep_persist,

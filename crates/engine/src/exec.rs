@@ -25,6 +25,8 @@ pub(crate) const TAG_BACK_PRESSURE: &str = "pinfold:back-pressure";
 
 /// Search path when neither the image nor the caller gives one.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Wait before an agent that did not answer is asked again.
+const ASK_AGAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 /// Kind of terminal when the caller names none.
 const TERM_DEFAULT: &str = "xterm-256color";
 /// Directory that execs start in when it is there and nobody says otherwise.
@@ -140,14 +142,32 @@ impl Starting {
         Ok(opened)
     }
 
-    /// Ends a process of which nobody knows whether it was started.
+    /// Ends a process of which nobody knows whether it was started, as soon as the agent answers.
     fn end_unknown(&self, id: ExecId) {
-        let agent = Arc::clone(&self.live.agent);
+        const SIGKILL: i32 = 9;
+        let live = self.live.clone();
+        let halt = self.entry.halt.clone();
+        let ended = async move {
+            tracing::warn!(exec = %id, "the start was not answered");
+            loop {
+                match live.agent.signal(&id, SIGKILL, true).await {
+                    Ok(()) => break,
+                    Err(error) if error.code == ErrorCode::NotFound => break,
+                    Err(_) => tokio::time::sleep(ASK_AGAIN_TIME).await,
+                }
+            }
+            if let Err(error) = live.agent.forget(&id).await {
+                // The next daemon compares what the agent knows with the rows.
+                tracing::debug!(exec = %id, error = %chain(&error), "exec not forgotten");
+            }
+        };
+        let gone = self.live.gone.clone();
         self.core.tasks.spawn(async move {
-            const SIGKILL: i32 = 9;
-            let killed = agent.signal(&id, SIGKILL, true).await;
-            let forgotten = agent.forget(&id).await;
-            tracing::warn!(exec = %id, ?killed, ?forgotten, "start was not answered");
+            tokio::select! {
+                () = halt.cancelled() => {}
+                () = gone.cancelled() => {}
+                () = ended => {}
+            }
         });
     }
 

@@ -192,7 +192,10 @@ async fn resume(
     instance: Option<Arc<dyn Instance>>,
     execs: Vec<ExecRow>,
 ) -> Result<(), EngineError> {
-    core.store.save(&row).await?;
+    if let Err(error) = core.store.save(&row).await {
+        // On a full disk the daemon must still start, or nobody could make room with it.
+        tracing::error!(sandbox = %row.id, error = %chain(&error), "state not written");
+    }
     let live = instance.map(|instance| {
         let agent = (core.connect)(Arc::clone(&instance));
         let image = row.image.clone().unwrap_or_else(no_image);
@@ -200,7 +203,7 @@ async fn resume(
     });
     let activity = Activity::new(core.clock);
     let (entry, messages) = Entry::new(row, live.clone(), activity, &core.closing);
-    core.register(&entry)?;
+    core.register_again(&entry)?;
     for exec in execs {
         if let Err(error) = resume_exec(core, &entry, live.as_ref(), exec).await {
             tracing::error!(sandbox = %entry.id, error = %chain(&error), "exec not resumed");

@@ -153,7 +153,7 @@ impl Store {
             drop(reply.send(result));
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
-        let result = answer.await.map_err(|_| StoreError::Closed)?;
+        let result = answered(answer).await.map_err(|_| StoreError::Closed)?;
         result.map_err(|source| classify(what, source))
     }
 
@@ -174,6 +174,19 @@ impl Store {
             tracing::error!("the database's writer panicked");
         }
     }
+}
+
+#[cfg(not(test))]
+async fn answered<T>(answer: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    answer.await
+}
+
+/// Waits on a thread that the runtime knows of: a test's turned clock must stand still meanwhile.
+#[cfg(test)]
+async fn answered<T: Send + 'static>(
+    answer: oneshot::Receiver<T>,
+) -> Result<T, oneshot::error::RecvError> {
+    crate::blocking::run(move || answer.blocking_recv()).await
 }
 
 impl Writer {
@@ -283,7 +296,7 @@ fn corrupt(path: &Path, source: crate::error::Cause) -> OpenError {
     for suffix in ["", "-wal"] {
         let (from, to) = (beside(path, suffix), beside(&backup, suffix));
         let length = |file: &Path| std::fs::metadata(file).map(|data| data.len()).ok();
-        if length(&from).is_none() || length(&from) == length(&to) {
+        if length(&from).is_none_or(|length| length == 0) || length(&from) == length(&to) {
             continue;
         }
         if let Err(source) = std::fs::copy(&from, &to) {

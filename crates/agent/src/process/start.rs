@@ -26,8 +26,6 @@ use crate::users::{self, UserError};
 
 /// Where programs are looked for when the exec has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Tells a process which exec it belongs to.
-const ID_VARIABLE: &str = "PINFOLD_EXEC_ID";
 /// How much sooner than the agent an exec is ended when memory is short.
 const OOM_SCORE_ADJUSTMENT: i16 = 500;
 /// Longest id and tag.
@@ -167,7 +165,6 @@ impl Table {
             .environment
             .iter()
             .map(|(name, value)| format!("{name}={value}"))
-            .chain([format!("{ID_VARIABLE}={}", request.id)])
             .collect();
         spawn::spawn(&Spawn {
             candidates: &candidates(command, &request.environment)?,

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -21,7 +20,10 @@ const BOOT_VERSION: u32 = 1;
 
 /// Moves standard input and output to the descriptors that the agent reads: a listening socket on
 /// 3, its boot record on 4. The shell does it, since nothing safe in the standard library does.
-const SCRIPT: &str = r#"exec "$0" init "$1" 3<&0 4<&1 0</dev/null 1>/dev/null"#;
+///
+/// The agent gets a session of its own: when a process's parent ends, the kernel hangs up on the
+/// stopped members of its group, and a paused instance must outlive the daemon.
+const SCRIPT: &str = r#"exec setsid "$0" init "$1" 3<&0 4<&1 0</dev/null 1>/dev/null"#;
 
 /// Where everything of one instance is.
 #[derive(Debug, Clone)]
@@ -164,7 +166,6 @@ fn start(launch: &Launch, places: &Places) -> io::Result<Process> {
         .stdin(Stdio::from(listener))
         .stdout(Stdio::from(File::open(places.boot())?))
         .stderr(Stdio::from(File::create(places.log())?))
-        .process_group(0)
         .spawn()?;
     // Nobody waits for the child but its watcher, so the number is still its own.
     let process = Process::of_child(child.id())?;
