@@ -15,10 +15,10 @@ use super::Found;
 /// Makes any system call. Addresses in the arguments must be of memory of the caller's that
 /// outlives the call, and is as large as the call wants.
 pub(super) fn call(number: c_long, arguments: [usize; 6]) -> io::Result<usize> {
-    let [a, b, c, d, e, f] = arguments;
+    let [first, second, third, fourth, fifth, sixth] = arguments;
     // SAFETY: every address that this program passes is of a value that is alive and large enough;
     // with any other number the kernel answers an error and touches nothing.
-    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let result = unsafe { libc::syscall(number, first, second, third, fourth, fifth, sixth) };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 

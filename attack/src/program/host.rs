@@ -79,23 +79,16 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("host-signal", |facts| {
         let pid = usize::try_from(facts.host_pid).unwrap_or(0);
-        match foreign(facts) {
-            Err(found) => found,
-            Ok(()) => Found::of(call_with(libc::SYS_kill, &[pid, 0]), "may signal it"),
-        }
+        foreign(facts)
+            .unwrap_or_else(|| Found::of(call_with(libc::SYS_kill, &[pid, 0]), "may signal it"))
     }),
     ("host-trace", |facts| {
         let pid = usize::try_from(facts.host_pid).unwrap_or(0);
-        match foreign(facts) {
-            Err(found) => found,
-            Ok(()) => {
-                let request = libc::PTRACE_SEIZE as usize;
-                Found::of(
-                    call_with(libc::SYS_ptrace, &[request, pid, 0, 0]),
-                    "traces it",
-                )
-            }
-        }
+        let request = libc::PTRACE_SEIZE as usize;
+        foreign(facts).unwrap_or_else(|| {
+            let seized = call_with(libc::SYS_ptrace, &[request, pid, 0, 0]);
+            Found::of(seized, "traces it")
+        })
     }),
     ("host-abstract-socket", |facts| {
         abstract_socket(&facts.host_abstract)
@@ -205,15 +198,12 @@ fn shared(facts: &Facts, attempt: impl FnOnce() -> Found) -> Found {
     }
 }
 
-/// Tells whether a process id of the host's can be tried: it may be somebody else's here.
-fn foreign(facts: &Facts) -> Result<(), Found> {
+/// Says so when a process id of the host's is one of another process inside.
+fn foreign(facts: &Facts) -> Option<Found> {
     let command = read(format!("/proc/{}/cmdline", facts.host_pid)).unwrap_or_default();
     let ours = command.windows(8).any(|part| part == b"--attack");
-    if command.is_empty() || ours {
-        Ok(())
-    } else {
-        Err(Found::Failed("the id is of a process inside".to_owned()))
-    }
+    let inside = !command.is_empty() && !ours;
+    inside.then(|| Found::Failed("the id is of a process inside".to_owned()))
 }
 
 fn numbers_of(directory: &str) -> Vec<i32> {
@@ -241,8 +231,8 @@ fn device(name: &str, kind: u32, (major, minor): (usize, usize)) -> Found {
             let path = format!("{directory}/attack-{name}");
             let bytes = text(&path);
             let number = (major << 8) | minor;
-            let made = call_with(libc::SYS_mknod, &[bytes.as_ptr().addr(), mode, number]);
-            let opened = made.and_then(|_| OpenOptions::new().read(true).open(&path));
+            let device = call_with(libc::SYS_mknod, &[bytes.as_ptr().addr(), mode, number]);
+            let opened = device.and_then(|_| OpenOptions::new().read(true).open(&path));
             // It may never have been made.
             let _absent = fs::remove_file(&path);
             Found::of(opened, "made and opened it")

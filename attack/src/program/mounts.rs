@@ -8,8 +8,12 @@ use pinfold_attack::SHARE;
 use super::call::{any, call, call_with, opens_for_writing, text};
 use super::{Attempt, Found};
 
-const REMOUNT: usize = (libc::MS_REMOUNT | libc::MS_BIND) as usize;
-const BIND: usize = libc::MS_BIND as usize;
+/// `MS_BIND`.
+const BIND: usize = 0x1000;
+/// `MS_REMOUNT | MS_BIND`.
+const REMOUNT: usize = 0x20 | BIND;
+/// `MS_REC`.
+const RECURSIVE: usize = 0x4000;
 /// `AT_FDCWD`.
 const HERE: usize = usize::MAX - 99;
 
@@ -49,8 +53,16 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         Found::of(made.and_then(create), "mounted")
     }),
     ("mount-bind", |_| {
-        Found::of(mount("/proc", "/mnt", "none", BIND | 0x4000, ""), "bound")
-            .or(|| Found::of(mount("/proc", "/tmp", "none", BIND | 0x4000, ""), "bound"))
+        Found::of(
+            mount("/proc", "/mnt", "none", BIND | RECURSIVE, ""),
+            "bound",
+        )
+        .or(|| {
+            Found::of(
+                mount("/proc", "/tmp", "none", BIND | RECURSIVE, ""),
+                "bound",
+            )
+        })
     }),
     ("mount-overlay", |_| {
         let made = fs::create_dir_all("/tmp/attack-upper")
