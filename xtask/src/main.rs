@@ -5,6 +5,7 @@ mod codegen;
 mod deps;
 mod fixtures;
 mod people;
+mod readme;
 mod setup;
 mod tidy;
 
@@ -92,6 +93,7 @@ fn test(root: &Path) -> Result<()> {
     let fixtures = fixtures::make(root)?;
     let agent = agent::build(root)?;
     let attackers = agent::build_attackers(root)?;
+    readme::follow(root, &agent)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];
     run(Command::new("cargo")
         .args(with_tests)

@@ -240,7 +240,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         variable: "PINFOLD_CPUS",
         flag: "`run --cpus`",
         kind: Kind::Cpus,
-        default: "the best that the host can give",
+        default: "not limited",
         meaning: "CPU limit of new sandboxes.",
     },
     Setting {
@@ -248,7 +248,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         variable: "PINFOLD_MEMORY",
         flag: "`run --memory`",
         kind: Kind::Size,
-        default: "the best that the host can give",
+        default: "not limited",
         meaning: "Memory limit of new sandboxes; swap counts to it.",
     },
     Setting {
@@ -256,7 +256,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         variable: "PINFOLD_PIDS",
         flag: "`run --pids`",
         kind: Kind::Count,
-        default: "the best that the host can give",
+        default: "4096",
         meaning: "Most processes and threads of new sandboxes.",
     },
     Setting {
@@ -264,7 +264,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         variable: "PINFOLD_DISK",
         flag: "`run --disk`",
         kind: Kind::Size,
-        default: "the best that the host can give",
+        default: "not limited",
         meaning: "Most bytes that new sandboxes may write to their disk.",
     },
     Setting {

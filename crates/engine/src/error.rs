@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use pinfold_driver::DriverError;
 use pinfold_driver::agent::AgentError;
+use pinfold_types::error::Actor;
 use pinfold_types::spec::SpecError;
 use pinfold_types::{ErrorChain, ErrorCode, SandboxState};
 use serde_json::json;
@@ -71,8 +72,14 @@ impl EngineError {
         )
         .details(json!({ "from": from, "to": to }));
         match from {
+            SandboxState::Stopped if to == SandboxState::Stopping => {
+                error.hint("nothing needs doing")
+            }
             SandboxState::Stopped | SandboxState::Failed => {
                 error.hint(format!("start it with `pinfold start {name}`"))
+            }
+            SandboxState::Running if to == SandboxState::Starting => {
+                error.hint("it runs already, so nothing needs doing")
             }
             SandboxState::Removing => error.hint("it is being removed; make a new one"),
             SandboxState::Creating
@@ -134,9 +141,16 @@ impl From<AgentError> for EngineError {
 impl From<DriverError> for EngineError {
     fn from(mut error: DriverError) -> Self {
         let leftovers = std::mem::take(&mut error.leftovers);
+        let code = error.kind.code();
+        // Who can mend it must see the cause; a fault of ours is told to the log alone.
+        let message = if code.actor() == Actor::Bug {
+            error.message.clone()
+        } else {
+            chain(&error)
+        };
         Self {
-            code: error.kind.code(),
-            message: error.message.clone(),
+            code,
+            message,
             details: if leftovers.is_empty() {
                 serde_json::Value::Null
             } else {

@@ -19,6 +19,10 @@ use crate::worker::CHUNK_BYTES;
 /// Most files with several names that are remembered; beyond it each name gets the whole content.
 const LINKS_MAX: usize = 65_536;
 
+/// Most bytes of a file that says it is empty and is not, as those of `/proc`; they are read into
+/// memory, because an archive needs the size first.
+const UNSIZED_BYTES_MAX: u64 = 1 << 20;
+
 /// A directory that is being packed.
 struct Level {
     handle: OwnedFd,
@@ -140,10 +144,21 @@ impl<W: Write> Pack<'_, W> {
             return Err(Errno::NOENT.into());
         }
         let mut header = header(EntryType::Regular, &stat);
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut file = File::from(file);
+        let read_ahead = if stat.st_size == 0 {
+            read_unsized(&mut file)?
+        } else {
+            Vec::new()
+        };
+        let size = u64::try_from(stat.st_size)
+            .unwrap_or(0)
+            .max(read_ahead.len() as u64);
         header.set_size(size);
         // What grows meanwhile is cut, and what shrinks is filled: the header has been written.
-        let content = File::from(file).take(size).chain(io::repeat(0)).take(size);
+        let content = io::Cursor::new(read_ahead)
+            .chain(file)
+            .chain(io::repeat(0))
+            .take(size);
         let room = usize::try_from(size).map_or(CHUNK_BYTES, |size| size.clamp(1, CHUNK_BYTES));
         let content = BufReader::with_capacity(room, content);
         self.archive.append_data(&mut header, &path, content)?;
@@ -172,4 +187,14 @@ fn header(kind: EntryType, stat: &Stat) -> Header {
     header.set_gid(stat.st_gid.into());
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header
+}
+
+/// Reads a file that says it is empty, to see whether it is.
+fn read_unsized(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(UNSIZED_BYTES_MAX + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > UNSIZED_BYTES_MAX {
+        return Err(Errno::FBIG.into());
+    }
+    Ok(content)
 }
