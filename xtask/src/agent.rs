@@ -28,7 +28,39 @@ pub(crate) fn build(root: &Path, features: &[&str]) -> Result<PathBuf> {
             .env("CARGO_TARGET_DIR", &target)
             .current_dir(root),
     )?;
-    let built = target.join(TARGET).join("agent/pinfold-agent");
+    existing(&target.join(TARGET).join("agent/pinfold-agent"))
+}
+
+/// What the test of the attacks needs besides the product.
+pub(crate) struct Attackers {
+    /// The program that attacks.
+    pub(crate) program: PathBuf,
+    /// An agent that leaves out the defences that it is told to.
+    pub(crate) weak_agent: PathBuf,
+}
+
+/// Builds them with debug assertions, without which nothing can be left out.
+pub(crate) fn build_attackers(root: &Path) -> Result<Attackers> {
+    let target = crate::target_directory(root).join("attack");
+    for (package, features) in [("pinfold-attack", ""), ("pinfold-agent", "test-weaken")] {
+        crate::run(
+            Command::new("cargo")
+                .args(["build", "--locked", "--quiet", "--package", package])
+                .args(["--features", features, "--target", TARGET])
+                .env("RUSTFLAGS", "-C target-feature=+crt-static")
+                .env("CARGO_TARGET_DIR", &target)
+                .env("CARGO_PROFILE_DEV_DEBUG", "0")
+                .current_dir(root),
+        )?;
+    }
+    let built = target.join(TARGET).join("debug");
+    Ok(Attackers {
+        program: existing(&built.join("pinfold-attack"))?,
+        weak_agent: existing(&built.join("pinfold-agent"))?,
+    })
+}
+
+fn existing(built: &Path) -> Result<PathBuf> {
     built
         .canonicalize()
         .with_context(|| format!("{} was not built", built.display()))

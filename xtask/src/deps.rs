@@ -41,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pinfold-client", &["pinfold-types"]),
     ("pinfold-server", &["pinfold-types", "pinfold-engine"]),
     ("pinfold-bench", &[]),
+    ("pinfold-attack", &[]),
     ("xtask", &[]),
 ];
 

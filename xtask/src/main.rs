@@ -33,6 +33,8 @@ enum Task {
     Fixtures,
     /// Build the static guest agent and print where it is
     Agent,
+    /// Build what `doctor --attack` runs, and the weak agent of its test; print the former
+    Attack,
     /// Set up, then run every test and every check of the repository
     Test,
     /// Check formatting and lints
@@ -72,6 +74,7 @@ fn perform(task: Task) -> Result<()> {
         Task::People => people::make(),
         Task::Fixtures => fixtures::make(&root).map(|path| report_path(&path)),
         Task::Agent => agent::build(&root, &[]).map(|path| report_path(&path)),
+        Task::Attack => agent::build_attackers(&root).map(|made| report_path(&made.program)),
         Task::Test => test(&root),
         Task::Lint => lint(&root),
         Task::Deps => deps::check(&root),
@@ -89,6 +92,7 @@ fn test(root: &Path) -> Result<()> {
     people::make()?;
     let fixtures = fixtures::make(root)?;
     let agent = agent::build(root, agent::FOR_TESTS)?;
+    let attackers = agent::build_attackers(root)?;
     readme::follow(root, &agent)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];
     run(Command::new("cargo")
@@ -101,6 +105,8 @@ fn test(root: &Path) -> Result<()> {
         .args(["--lib", "--bins", "--tests", "--no-fail-fast"])
         .env("PINFOLD_AGENT_BIN", &agent)
         .env("PINFOLD_FIXTURES", &fixtures)
+        .env("PINFOLD_ATTACK_BIN", &attackers.program)
+        .env("PINFOLD_WEAK_AGENT", &attackers.weak_agent)
         .current_dir(root))
 }
 

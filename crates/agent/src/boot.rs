@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pinfold_linux::init::{self, Reap, Signals};
 use pinfold_linux::launcher::plan::{Boot, PLAN_VERSION};
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_types::crash_point;
 use pinfold_types::error::ErrorChain;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
@@ -76,8 +77,10 @@ pub fn init() -> ExitCode {
 
 fn run() -> Result<(), BootError> {
     // Before anything else, so that nothing that could trace this process ever runs beside it.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(kernel("keep this process from being traced"))?;
+    if !is_off(Defence::Dumpable) {
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(kernel("keep this process from being traced"))?;
+    }
     let boot = read_boot()?;
     if boot.plain.is_some() {
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)

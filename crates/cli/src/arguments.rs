@@ -117,7 +117,7 @@ pub(crate) enum Verb {
     /// Let suspended sandboxes go on
     Resume(Targets),
     /// Check what this host can do and print what mends the rest
-    Doctor,
+    Doctor(DoctorArguments),
     /// Run the daemon in the foreground; SIGTERM ends it and sandboxes live on
     Serve(ServeArguments),
     /// Show or explain the configuration
@@ -125,6 +125,26 @@ pub(crate) enum Verb {
     Config(ConfigVerb),
     /// Print a completion script for a shell
     Completion(CompletionArguments),
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// Attack sandboxes of this host and print what held; ends with 1 when an attack works
+    #[arg(long)]
+    pub(crate) attack: bool,
+    /// Make only this attack; give it again for more
+    #[arg(long, value_name = "ATTACK", requires = "attack")]
+    pub(crate) only: Vec<String>,
+    /// The program that attacks, which is not part of pinfold
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "attack",
+        env = "PINFOLD_ATTACK_BIN",
+        hide_env_values = true
+    )]
+    pub(crate) attack_program: Option<std::path::PathBuf>,
 }
 
 /// Sandboxes that something is done to.

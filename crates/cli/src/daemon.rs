@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pinfold_driver::Driver;
-use pinfold_driver_native::{AgentSource, NativeConfig, NativeDriver};
+use pinfold_driver_native::{NativeConfig, NativeDriver};
 use pinfold_engine::{Engine, EngineConfig};
 use pinfold_server::ServerOptions;
 use pinfold_types::ByteSize;
@@ -22,7 +22,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::agent_binary::AGENT;
+use crate::agent_binary;
 use crate::arguments::ServeArguments;
 use crate::autostart::{READY, make_private};
 use crate::config::Config;
@@ -165,7 +165,7 @@ fn claim(state: &Path) -> Result<File, CliError> {
 
 /// Makes the driver. It starts its launcher, so no thread may run yet.
 fn driver(config: &Config) -> Result<Arc<NativeDriver>, CliError> {
-    let mut native = NativeConfig::new(config.state_dir(), AgentSource::Bytes(AGENT));
+    let mut native = NativeConfig::new(config.state_dir(), agent_binary::source());
     native.cgroup = config.text(environment::CGROUP).map(Into::into);
     NativeDriver::new(native)
         .map(Arc::new)

@@ -303,8 +303,20 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
         "The configuration file; as the flag `--config`.",
     ),
     (
+        "PINFOLD_ATTACK_BIN",
+        "The program that `doctor --attack` runs; as the flag `--attack-program`.",
+    ),
+    (
         "PINFOLD_AGENT_BIN",
         "Read when pinfold is built: a guest agent to embed instead of building one.",
+    ),
+    (
+        "PINFOLD_WEAK_AGENT",
+        "Read by the tests, and by test builds alone: an agent without some of its defences.",
+    ),
+    (
+        "PINFOLD_WEAKEN",
+        "Read by such an agent: the defences that are left out.",
     ),
     (
         "PINFOLD_FIXTURES",

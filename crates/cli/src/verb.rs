@@ -1,5 +1,6 @@
 //! What each verb does, as a client of the public API.
 
+mod attack;
 mod config;
 mod copy;
 mod create;
@@ -26,7 +27,9 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
     match &verb {
         Verb::Config(arguments) => return config::config(arguments, &config, printer),
         Verb::Completion(arguments) => return config::completion(arguments, printer),
-        Verb::Doctor => return doctor::doctor(config, printer).await,
+        Verb::Doctor(arguments) if !arguments.attack => {
+            return doctor::doctor(config, printer).await;
+        }
         Verb::Status(targets) if targets.is_empty() && !may_start(&config)? => {
             return show::no_daemon(&config, printer);
         }
@@ -48,7 +51,8 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Exec(arguments) => exec::exec(&context, &arguments).await,
         Verb::Logs(arguments) => logs::logs(&context, &arguments).await,
         Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
-        Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) | Verb::Doctor => {
+        Verb::Doctor(arguments) => attack::attack(&context, &arguments).await,
+        Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) => {
             Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))
         }
     }

@@ -158,15 +158,17 @@ fn a_shell_has_a_terminal_that_resizes() {
 fn control_keys_reach_the_program() {
     let world = World::new(Person::Root);
     let mut terminal = shell(&world);
-    terminal.type_in("sleep 1000\n");
-    terminal.expect("sleep 1000");
+    // A key counts only once the program is in the foreground, so it says when it is.
+    let program = "sh -c 'echo run''ning; exec sleep 1000'\n";
+    terminal.type_in(program);
+    terminal.expect("running");
     terminal.type_in("\x03");
     terminal.expect("ready> ");
     terminal.type_in("echo code=$?\n");
     terminal.expect("code=130");
     terminal.expect("ready> ");
-    terminal.type_in("sleep 1000\n");
-    terminal.expect("sleep 1000");
+    terminal.type_in(program);
+    terminal.expect("running");
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
     terminal.type_in("kill %1; wait; echo fin''ished\n");

@@ -5,12 +5,17 @@ use std::io;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::weaken::{Defence, is_off};
+
 /// Most capabilities that a kernel can have.
 const CAPABILITIES_MAX: u32 = 64;
 
 /// Returns what a program inside may hold: what containers get by custom, never `SYS_ADMIN`.
 pub fn exec_set() -> CapabilitySet {
-    CapabilitySet::CHOWN
+    if is_off(Defence::Capabilities) {
+        return CapabilitySet::all().difference(agent_mark());
+    }
+    let set = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FSETID
         | CapabilitySet::FOWNER
@@ -23,7 +28,11 @@ pub fn exec_set() -> CapabilitySet {
         | CapabilitySet::NET_BIND_SERVICE
         | CapabilitySet::SYS_CHROOT
         | CapabilitySet::KILL
-        | CapabilitySet::AUDIT_WRITE
+        | CapabilitySet::AUDIT_WRITE;
+    if is_off(Defence::AgentMark) {
+        return set | agent_mark();
+    }
+    set
 }
 
 /// Returns what the agent holds: [`exec_set`] and [`agent_mark`].

@@ -1,7 +1,7 @@
 //! The safe kernel layer: what the rest of pinfold needs of Linux, synchronous and without policy.
 //!
-//! This is the only crate with `unsafe`, which is why it is a crate of its own. There is no async
-//! runtime here and nothing that knows what a sandbox is for.
+//! This is the only crate of the product with `unsafe`, which is why it is a crate of its own. There
+//! is no async runtime here and nothing that knows what a sandbox is for.
 
 pub mod beneath;
 pub mod capability;
@@ -18,6 +18,7 @@ pub mod root;
 pub mod seccomp;
 pub mod spawn;
 pub mod watch;
+pub mod weaken;
 
 /// Returns whether this test run may make namespaces and mounts; in CI it must.
 #[cfg(test)]

@@ -25,9 +25,12 @@ pub(crate) use binds::{Prepared, place, prepare, take_away};
 use crate::launcher::plan::TmpfsLimit;
 use crate::launcher::{LaunchFailure, Refusal, refused};
 use crate::mount::tmpfs;
+use crate::weaken::{Defence, is_off};
 
 /// Bytes of memory that one file or directory of a tmpfs may stand for, to bound their number.
 const TMPFS_BYTES_PER_INODE: u64 = 4096;
+/// How much larger a tmpfs is whose bound a test leaves out.
+const TMPFS_WEAKENED_FACTOR: u64 = 16;
 /// Fewest files of a bounded tmpfs.
 const TMPFS_INODES_MIN: u64 = 1024;
 
@@ -145,6 +148,11 @@ fn filesystem(
 
 /// Makes the tmpfs of a directory that anyone may write to.
 fn bounded_tmpfs(bytes: u64) -> Result<OwnedFd, Refusal> {
+    let bytes = if is_off(Defence::TmpfsBounds) {
+        bytes.saturating_mul(TMPFS_WEAKENED_FACTOR)
+    } else {
+        bytes
+    };
     let inodes = (bytes / TMPFS_BYTES_PER_INODE).max(TMPFS_INODES_MIN);
     tmpfs(TmpfsLimit { bytes, inodes }, "1777")
         .map_err(refused(LaunchFailure::HostUnsupported, "make a tmpfs"))

@@ -162,6 +162,9 @@ enum Verdict {
     Only(usize, &'static [u32], Action),
     /// Refused when the argument of that index is one of these.
     Except(usize, &'static [u32]),
+    /// Refused when a process other than the caller, the first argument, would be changed by what
+    /// the third points to.
+    OwnOrRead,
 }
 
 /// Installs the default filter for the calling thread and all that it starts.
@@ -253,6 +256,10 @@ fn verdict(number: u32, policy: Policy) -> Verdict {
     if is(&[libc::SYS_ioctl]) {
         return Verdict::Except(1, TERMINAL_REQUESTS);
     }
+    // Whoever has the agent's user id could else take its descriptors and its time.
+    if is(&[libc::SYS_prlimit64]) {
+        return Verdict::OwnOrRead;
+    }
     if is(&[libc::SYS_personality]) {
         return Verdict::Only(0, PERSONALITIES, REFUSED);
     }
@@ -319,6 +326,16 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
         ],
         Verdict::Only(index, values, otherwise) => one_of(index, values, Action::Allow, otherwise),
         Verdict::Except(index, values) => one_of(index, values, REFUSED, Action::Allow),
+        Verdict::OwnOrRead => vec![
+            load(offset_argument(0)),
+            jump(libc::BPF_JEQ, 0, 4, 0),
+            load(offset_argument(2)),
+            jump(libc::BPF_JEQ, 0, 0, 3),
+            load(offset_argument(2) + 4),
+            jump(libc::BPF_JEQ, 0, 0, 1),
+            answer(Action::Allow),
+            answer(REFUSED),
+        ],
     }
 }
 
@@ -421,6 +438,22 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_others_are_read_and_not_set() {
+        for (process, new, expected) in [
+            (0, 0, Action::Allow),
+            (0, 0x7fff_0000_1000, Action::Allow),
+            (1, 0, Action::Allow),
+            (1, 0x7fff_0000_1000, REFUSED),
+            (1, 0x7fff_0000_0000, REFUSED),
+            (1, 0x1000, REFUSED),
+        ] {
+            let arguments = [process, 7, new, 0, 0, 0];
+            let seen = decide(Policy::default(), libc::SYS_prlimit64, arguments);
+            assert_eq!(seen, expected.code(), "{process} {new:#x}");
+        }
+    }
+
+    #[test]
     fn every_number_gets_its_verdict() {
         for nested_namespaces in [false, true] {
             let policy = Policy { nested_namespaces };
@@ -430,6 +463,7 @@ mod tests {
                     Verdict::Always(action) => action,
                     Verdict::UnlessBits(_) | Verdict::Except(..) => Action::Allow,
                     Verdict::Only(_, _, otherwise) => otherwise,
+                    Verdict::OwnOrRead => REFUSED,
                 };
                 // 7 is no family and no personality, and has no namespace bit.
                 let seen = run(&filter, number, [7; 6], ARCHITECTURE);

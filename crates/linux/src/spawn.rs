@@ -377,6 +377,9 @@ fn place_streams(child: &Child) -> Result<(), Step> {
         let placed = unsafe { libc::dup2(source, target) };
         check(child, Step::Streams, placed.into())?;
     }
+    if crate::weaken::is_off(crate::weaken::Defence::Descriptors) {
+        return Ok(());
+    }
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: marks descriptors of the child's own table.
     let marked = unsafe {

@@ -21,6 +21,7 @@ use super::wire::{self, Answer, Refusal, refused};
 use crate::identity::NamespacePair;
 use crate::mount::{self, Durability, Ids, MountError, Private, Stack};
 use crate::root::{self, Assembly};
+use crate::weaken::{Defence, is_off};
 
 /// Where descriptors wait until they can take their final numbers, above all of those.
 const PARKING_DESCRIPTOR: i32 = 64;
@@ -138,7 +139,7 @@ impl Launch<'_> {
             stack,
             binds,
             tmpfs_bytes: plan.tmpfs_bytes,
-            pid_max: plan.pid_max,
+            pid_max: plan.pid_max.filter(|_| !is_off(Defence::ProcessLimit)),
             terminal_group: !matches!(plan.identity, Identity::Single),
         })
     }
@@ -151,6 +152,9 @@ impl Launch<'_> {
             (self.pair.user(), LinkNameSpaceType::User),
             (self.pair.network(), LinkNameSpaceType::Network),
         ] {
+            if kind == LinkNameSpaceType::Network && is_off(Defence::NetworkNamespace) {
+                continue;
+            }
             move_into_link_name_space(namespace, Some(kind)).map_err(&failed)?;
         }
         Ok(())
@@ -160,6 +164,7 @@ impl Launch<'_> {
     fn make_first_process(&self) -> Result<Born, Refusal> {
         let failed = refused(LaunchFailure::HostUnsupported, "make process 1");
         let attaches = self.plan.attach.iter().zip(self.attach_descriptors());
+        let attaches = attaches.filter(|_| !is_off(Defence::ProcessLimit));
         let into = attaches
             .filter(|(how, _)| matches!(how, Attach::Into))
             .map(|(_, descriptor)| descriptor)
@@ -193,16 +198,20 @@ impl Launch<'_> {
         watch.lap("make process 1");
         crash_point!("launcher.first_process");
         let failed = |step| refused(LaunchFailure::HostUnsupported, step);
-        self.attach_to_cgroups()?;
+        if !is_off(Defence::ProcessLimit) {
+            self.attach_to_cgroups()?;
+        }
         self.take_ids()?;
         // After the attach, so that its own group is the root that it sees.
         // SAFETY: only this process's view of control groups changes.
-        match unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) } {
+        match unsafe { unshare_unsafe(cgroup_namespace()) } {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(errno) => return Err(failed("make a cgroup namespace")(errno)),
         }
-        rustix::system::sethostname(self.plan.hostname.as_bytes())
-            .map_err(failed("set the host name"))?;
+        if !is_off(Defence::UtsNamespace) {
+            rustix::system::sethostname(self.plan.hostname.as_bytes())
+                .map_err(failed("set the host name"))?;
+        }
         watch.lap("attach and take ids");
         root::enter(assembly)?;
         watch.lap("make the root");
@@ -267,7 +276,15 @@ impl Launch<'_> {
                 return Err(failed(io::Error::last_os_error()));
             }
         }
-        crate::descriptors::close_on_exec_from(self.first_foreign()).map_err(failed)
+        crate::descriptors::close_on_exec_from(self.first_foreign()).map_err(failed)?;
+        if is_off(Defence::Descriptors) {
+            let left = rustix::io::fcntl_dupfd_cloexec(self.tiny, 2 * PARKING_DESCRIPTOR);
+            let left = left.map_err(|errno| failed(errno.into()))?;
+            let kept = rustix::io::FdFlags::empty();
+            rustix::io::fcntl_setfd(&left, kept).map_err(|errno| failed(errno.into()))?;
+            std::mem::forget(left);
+        }
+        Ok(())
     }
 
     fn first_foreign(&self) -> u32 {
@@ -325,13 +342,18 @@ struct CloneArguments {
 }
 
 fn clone_first_process(into: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
-    const NAMESPACES: i32 =
-        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    if !is_off(Defence::IpcNamespace) {
+        namespaces |= libc::CLONE_NEWIPC;
+    }
+    if !is_off(Defence::UtsNamespace) {
+        namespaces |= libc::CLONE_NEWUTS;
+    }
     // A child of the launcher, not of the child that prepares: that one ends now.
-    const FLAGS: i32 = NAMESPACES | libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    let flags = namespaces | libc::CLONE_PARENT | libc::CLONE_PIDFD;
     let mut pidfd: i32 = -1;
     let mut arguments = CloneArguments {
-        flags: u64::from(FLAGS.unsigned_abs()),
+        flags: u64::from(flags.unsigned_abs()),
         pidfd: (&raw mut pidfd).addr() as u64,
         ..CloneArguments::default()
     };
@@ -356,6 +378,14 @@ fn clone_first_process(into: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
             Ok(Born::Parent(pid, pidfd))
         }
         _ => Err(last_errno()),
+    }
+}
+
+fn cgroup_namespace() -> UnshareFlags {
+    if is_off(Defence::CgroupNamespace) {
+        UnshareFlags::empty()
+    } else {
+        UnshareFlags::NEWCGROUP
     }
 }
 
@@ -400,6 +430,9 @@ fn confine() -> Result<(), Refusal> {
     let failed =
         |step| move |source: io::Error| Refusal::new(LaunchFailure::HostUnsupported, step, &source);
     crate::capability::limit_to_agent().map_err(failed("give up capabilities"))?;
+    if is_off(Defence::Seccomp) {
+        return Ok(());
+    }
     crate::seccomp::install().map_err(failed("install the system call filter"))
 }
 
@@ -415,8 +448,13 @@ fn execute(agent: BorrowedFd<'_>, id: &str) -> Errno {
         std::ptr::null(),
     ];
     let crash_at = crash_at();
+    // The agent of a test build leaves out what the launcher does.
+    let weakened = std::env::var(crate::weaken::VARIABLE).ok();
+    let weakened = weakened
+        .filter(|_| cfg!(feature = "test-weaken"))
+        .and_then(|names| CString::new(format!("{}={names}", crate::weaken::VARIABLE)).ok());
     let mut environment = vec![PATH.as_ptr()];
-    environment.extend(crash_at.iter().map(|variable| variable.as_ptr()));
+    environment.extend(crash_at.iter().chain(&weakened).map(|text| text.as_ptr()));
     environment.push(std::ptr::null());
     // SAFETY: both lists end in null and their strings in zero, and they outlive the call.
     unsafe {

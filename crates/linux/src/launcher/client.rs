@@ -401,11 +401,18 @@ fn execute(agent: &AgentBinary, socket: OwnedFd, log: OwnedFd) -> Result<Child, 
     let log_too = log
         .try_clone()
         .map_err(start("copy the log's descriptor"))?;
-    Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .arg0("pinfold-agent")
         .arg("launcher")
         .env_clear()
-        .envs(pinfold_types::crash::wanted().map(|at| (pinfold_types::crash::CRASH_AT, at)))
+        .envs(pinfold_types::crash::wanted().map(|at| (pinfold_types::crash::CRASH_AT, at)));
+    if cfg!(feature = "test-weaken")
+        && let Some(names) = std::env::var_os(crate::weaken::VARIABLE)
+    {
+        command.env(crate::weaken::VARIABLE, names);
+    }
+    command
         .stdin(Stdio::from(socket))
         .stdout(Stdio::from(log_too))
         .stderr(Stdio::from(log))

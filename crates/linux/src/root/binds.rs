@@ -13,6 +13,7 @@ use super::{attach_to, names_of, relative};
 use crate::launcher::plan::Bind;
 use crate::launcher::{LaunchFailure, Refusal, refused};
 use crate::mount::{Attributes, set_attributes};
+use crate::weaken::{Defence, is_off};
 
 /// Where the system's own mounts are; a bind there would undo what they hide.
 const RESERVED: [&str; 3] = ["proc", "sys", "dev"];
@@ -50,10 +51,11 @@ pub(crate) fn prepare<'a>(
     let found = fstat(&source).map_err(failed("look at the host path"))?;
     let kind = FileType::from_raw_mode(found.st_mode);
     let mount = clone(&source).map_err(failed("clone the mount of the host path"))?;
-    let mut attributes = Attributes::default()
-        .recursive()
-        .set(MountAttrFlags::MOUNT_ATTR_NODEV);
-    if !bind.writable {
+    let mut attributes = Attributes::default().recursive();
+    if !is_off(Defence::BindNodev) {
+        attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV);
+    }
+    if !bind.writable && !is_off(Defence::BindReadOnly) {
         attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY);
     }
     if !bind.setuid {

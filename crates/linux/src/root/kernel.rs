@@ -10,6 +10,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 use super::{attach_to, filesystem, system_directory, tiny};
 use crate::launcher::{LaunchFailure, Refusal, refused};
 use crate::mount::{Attributes, set_attributes};
+use crate::weaken::{Defence, is_off};
 
 /// What tells too much about the host or lets it be changed: hidden.
 const PROC_HIDDEN: &[&str] = &[
@@ -24,8 +25,9 @@ const PROC_HIDDEN: &[&str] = &[
     "timer_list",
     "timer_stats",
 ];
-/// What may be read.
-const PROC_READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+/// What may be read. `1` is the agent: root inside could else have the kernel prefer it when memory
+/// is short.
+const PROC_READ_ONLY: &[&str] = &["1", "bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// The same for `/sys`, which is read-only as a whole.
 const SYS_HIDDEN: &[&str] = &["firmware", "devices/virtual/powercap"];
 
@@ -49,10 +51,14 @@ pub(super) fn mount_proc(root: &OwnedFd, pid_max: Option<u32>) -> Result<(), Ref
     if let Some(limit) = pid_max {
         limit_processes(&proc, limit)?;
     }
-    for name in PROC_HIDDEN {
+    let hidden = PROC_HIDDEN.iter().filter(|_| !is_off(Defence::ProcHidden));
+    for name in hidden {
         hide(&proc, name).map_err(|errno| failed(errno).at(Path::new("/proc").join(name)))?;
     }
-    for name in PROC_READ_ONLY {
+    let read_only = PROC_READ_ONLY
+        .iter()
+        .filter(|_| !is_off(Defence::ProcReadOnly));
+    for name in read_only {
         protect(&proc, name).map_err(|errno| failed(errno).at(Path::new("/proc").join(name)))?;
     }
     Ok(())
@@ -66,7 +72,8 @@ pub(super) fn mount_sys(root: &OwnedFd) -> Result<(), Refusal> {
         return Ok(());
     };
     attach_to(sys.as_fd(), directory.as_fd()).map_err(&failed)?;
-    for name in SYS_HIDDEN {
+    let hidden = SYS_HIDDEN.iter().filter(|_| !is_off(Defence::ProcHidden));
+    for name in hidden {
         hide(&sys, name).map_err(|errno| failed(errno).at(Path::new("/sys").join(name)))?;
     }
     Ok(())

@@ -1,0 +1,178 @@
+//! What is tried against a sandbox: the list, and the words in which the program that tries it and
+//! `pinfold doctor --attack` talk. No attack is in here, so that the product holds none.
+
+mod list;
+
+use serde::{Deserialize, Serialize};
+
+pub use list::ATTACKS;
+
+/// Variable that holds the [`Facts`] as JSON.
+pub const FACTS_VARIABLE: &str = "PINFOLD_ATTACK_FACTS";
+/// Where the neighbour says that everything that is attacked in it is there.
+pub const NEIGHBOUR_READY: &str = "/tmp/neighbour-ready";
+/// What every thing to be stolen contains.
+pub const SECRET: &str = "pinfold-attack-secret";
+/// Where a directory of the host is shown inside, for reading only.
+pub const SHARE: &str = "/attack-share";
+
+/// What an attack reaches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// Process 1 of its own sandbox.
+    Agent,
+    /// The host's kernel, processes, files and network.
+    Host,
+    /// Another sandbox.
+    Neighbour,
+    /// What the host's own programs and files give away.
+    Image,
+    /// More than the sandbox was given.
+    Limits,
+}
+
+impl Group {
+    /// Returns its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Host => "host",
+            Self::Neighbour => "neighbour",
+            Self::Image => "image",
+            Self::Limits => "limits",
+        }
+    }
+}
+
+/// One attack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attack {
+    /// Its stable name.
+    pub name: &'static str,
+    /// What it reaches for.
+    pub group: Group,
+    /// What it tries, one line.
+    pub tries: &'static str,
+    /// What stands in its way.
+    pub defence: &'static str,
+    /// The switches of the test build without which it succeeds, as a test shows; empty when
+    /// nothing shows that it would.
+    pub succeeds_without: &'static [&'static str],
+}
+
+/// How an attack ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It did not work.
+    Failed,
+    /// It worked.
+    Worked,
+    /// What it needs does not exist here.
+    NotExpressible,
+}
+
+/// What the program says of one attack, one line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Said {
+    /// The attack.
+    pub name: String,
+    /// How it ended; absent when it is about to begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// What was seen.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// What an attacker could only guess, so that it need not be lucky.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Facts {
+    /// A process of the host.
+    pub host_pid: i32,
+    /// The host's name.
+    pub host_name: String,
+    /// An abstract Unix socket of the host that accepts connections.
+    pub host_abstract: String,
+    /// A TCP port of the host's `127.0.0.1` that accepts connections.
+    pub host_port: u16,
+    /// A file of the host that holds [`SECRET`] and everybody may read.
+    pub host_file: String,
+    /// Most bytes of memory that the sandbox was given, when that is held.
+    pub memory_bytes: Option<u64>,
+    /// Most processes that the sandbox was given, when that is held.
+    pub processes: Option<u64>,
+    /// Whether [`SHARE`] is there.
+    pub share: bool,
+    /// First host id of the sandbox, where it has ids of its own.
+    pub ids_first: Option<u32>,
+    /// First host id of the neighbour, where it has ids of its own.
+    pub neighbour_ids_first: Option<u32>,
+}
+
+/// Returns the attack with a name.
+pub fn attack(name: &str) -> Option<&'static Attack> {
+    ATTACKS.iter().find(|attack| attack.name == name)
+}
+
+/// Writes the reference page of all attacks.
+pub fn reference() -> String {
+    use std::fmt::Write as _;
+    let mut page = String::from(
+        "# Attacks\n\n\
+         <!-- Made from attack/src/list.rs; the test `attack` keeps it true. -->\n\n\
+         `pinfold doctor --attack` runs these inside sandboxes of this host and prints which held.\n\
+         An attack that is not *shown to work* below is reported as `untested` when it fails:\n\
+         nothing proves that it would have worked without its defence. For the others a test\n\
+         switches the named defences off, in a build that is never released, and sees the attack\n\
+         succeed. Several names were left out together.\n",
+    );
+    for group in [
+        Group::Agent,
+        Group::Host,
+        Group::Neighbour,
+        Group::Image,
+        Group::Limits,
+    ] {
+        let name = group.name();
+        let _infallible = write!(
+            page,
+            "\n## {name}\n\n| attack | tries to | defence | shown to work without |\n|---|---|---|---|\n"
+        );
+        for attack in ATTACKS.iter().filter(|attack| attack.group == group) {
+            let without = match attack.succeeds_without {
+                [] => "untested".to_owned(),
+                switches => format!("`{}`", switches.join("`, `")),
+            };
+            let _infallible = writeln!(
+                page,
+                "| `{}` | {} | {} | {without} |",
+                attack.name, attack.tries, attack.defence
+            );
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_of_one_kind() {
+        let mut names: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ATTACKS.len());
+        for name in names {
+            assert!(
+                name.chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Attacks by system calls that nothing in a sandbox needs.
+
+use std::fs;
+use std::io;
+
+use super::call::{any, call, call_with, fork, old_getpid, text, wait};
+use super::{Attempt, Found};
+
+/// Bit of the numbering of x32.
+#[cfg(target_arch = "x86_64")]
+const X32: libc::c_long = 0x4000_0000;
+/// A number that no kernel gives out soon.
+const NEWER: libc::c_long = 1023;
+/// Capabilities over a whole namespace or host: `DAC_READ_SEARCH`, `NET_ADMIN`, `SYS_MODULE`,
+/// `SYS_RAWIO`, `SYS_PTRACE`, `SYS_ADMIN`, `SYS_BOOT`, `SYS_NICE`, `SYS_RESOURCE`, `SYS_TIME`,
+/// `SYSLOG`, `PERFMON`, `BPF`, `CHECKPOINT_RESTORE`.
+const ADMINISTERING: &[u32] = &[2, 12, 16, 17, 19, 21, 22, 23, 24, 25, 34, 38, 39, 40];
+/// Longest text of a terminal's request.
+const TIOCSTI: usize = 0x5412;
+/// Other rings of keys.
+const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
+const SESSION_KEYRING: usize = usize::MAX - 2;
+
+pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
+    ("raw-network", |_| socket(libc::AF_PACKET, libc::SOCK_RAW)),
+    ("file-handle", |_| {
+        let mut handle = [0_u8; 8 + 8];
+        // A handle of inode 2, the root of most file systems.
+        handle[0] = 8;
+        handle[4] = 1;
+        handle[8] = 2;
+        let root = call_with(libc::SYS_open, &[c"/etc".as_ptr().addr(), 0]).unwrap_or(0);
+        let address = (&raw mut handle).addr();
+        let opened = call_with(libc::SYS_open_by_handle_at, &[root, address, 0]);
+        Found::of(opened, "opened")
+    }),
+    ("name-handle", |_| {
+        let mut handle = [0_u8; 136];
+        handle[0] = 128;
+        let mut mount = 0_i32;
+        let named = call(
+            libc::SYS_name_to_handle_at,
+            [
+                0,
+                c"/tmp".as_ptr().addr(),
+                (&raw mut handle).addr(),
+                (&raw mut mount).addr(),
+                0,
+                0,
+            ],
+        );
+        Found::of(named, "made a handle")
+    }),
+    ("user-namespace", |_| unshare(libc::CLONE_NEWUSER)),
+    ("user-namespace-clone", |_| {
+        let flags = (libc::CLONE_NEWUSER | libc::SIGCHLD).unsigned_abs() as usize;
+        made(call_with(libc::SYS_clone, &[flags, 0, 0, 0, 0]))
+    }),
+    ("user-namespace-clone3", |_| {
+        let mut record = [0_u64; 11];
+        record[0] = u64::from(libc::CLONE_NEWUSER.unsigned_abs());
+        record[4] = u64::from(libc::SIGCHLD.unsigned_abs());
+        made(call_with(
+            libc::SYS_clone3,
+            &[(&raw mut record).addr(), size_of_val(&record)],
+        ))
+    }),
+    ("mount-namespace", |_| unshare(libc::CLONE_NEWNS)),
+    ("join-namespace", |_| {
+        let path = c"/proc/self/ns/uts";
+        let joined = call_with(libc::SYS_open, &[path.as_ptr().addr(), 0])
+            .and_then(|namespace| call_with(libc::SYS_setns, &[namespace, 0]));
+        Found::of(joined, "joined")
+    }),
+    ("bpf", |_| bpf()),
+    ("io-uring", |_| {
+        let mut parameters = [0_u64; 15];
+        let made = call_with(libc::SYS_io_uring_setup, &[4, (&raw mut parameters).addr()]);
+        Found::of(made, "made one")
+    }),
+    ("userfaultfd", |_| {
+        // The kind that any user may make.
+        Found::of(call_with(libc::SYS_userfaultfd, &[1]), "made one")
+    }),
+    ("keys", |_| {
+        let payload = 7_u64;
+        let stored = call_with(
+            libc::SYS_add_key,
+            &[
+                c"user".as_ptr().addr(),
+                c"pinfold-attack".as_ptr().addr(),
+                (&raw const payload).addr(),
+                8,
+                SESSION_KEYRING,
+            ],
+        );
+        Found::of(stored, "stored one")
+    }),
+    ("key-rings", |_| {
+        Found::of(
+            call_with(libc::SYS_keyctl, &[KEYCTL_JOIN_SESSION_KEYRING, 0]),
+            "joined",
+        )
+    }),
+    ("perf", |_| perf()),
+    ("fanotify", |_| {
+        // `FAN_REPORT_FID`, which any user may ask for.
+        Found::of(call_with(libc::SYS_fanotify_init, &[0x200, 0]), "watches")
+    }),
+    ("memory-policy", |_| {
+        Found::of(call_with(libc::SYS_set_mempolicy, &[0, 0, 0]), "set")
+    }),
+    ("local-descriptor-table", |_| local_table()),
+    ("old-calls", |_| {
+        let ended = fork(|| i32::from(old_getpid() > 0)).and_then(wait);
+        match ended {
+            Ok(status) if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1 => {
+                Found::Worked("it was answered".to_owned())
+            }
+            Ok(status) => Found::Failed(format!("status {status:#x}")),
+            Err(error) => Found::Failed(error.to_string()),
+        }
+    }),
+    ("x32-calls", |_| x32()),
+    ("newer-calls", |_| match call_with(NEWER, &[]) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            Found::Failed(error.to_string())
+        }
+        result => Found::of(result, "answered"),
+    }),
+    ("personality", |_| {
+        Found::of(call_with(libc::SYS_personality, &[0x004_0000]), "set")
+    }),
+    ("crypto-socket", |_| {
+        socket(libc::AF_ALG, libc::SOCK_SEQPACKET)
+    }),
+    ("vsock", |_| socket(libc::AF_VSOCK, libc::SOCK_STREAM)),
+    ("terminal-input", |_| terminal()),
+    ("kernel-log", |_| {
+        let mut text = [0_u8; 256];
+        let read = call_with(libc::SYS_syslog, &[3, (&raw mut text).addr(), 256]);
+        Found::of(read, "read it")
+    }),
+    ("time", |_| {
+        let mut now = [0_u64; 2];
+        let address = (&raw mut now).addr();
+        // The time that it is anyway.
+        let set = call_with(libc::SYS_clock_gettime, &[0, address])
+            .and_then(|_| call_with(libc::SYS_clock_settime, &[0, address]));
+        Found::of(set, "set it")
+    }),
+    ("set-host-name", |_| {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = name.trim_end();
+        let bytes = text(name);
+        let address = bytes.as_ptr().addr();
+        Found::of(
+            call_with(libc::SYS_sethostname, &[address, name.len()]),
+            "set it",
+        )
+    }),
+    ("module", |_| {
+        let loaded = call_with(
+            libc::SYS_init_module,
+            &[c"".as_ptr().addr(), 0, c"".as_ptr().addr()],
+        );
+        refused(loaded, &[libc::EPERM, libc::ENOSYS])
+    }),
+    ("kexec", |_| {
+        refused(
+            call_with(libc::SYS_kexec_load, &[0, 0, 0, 0]),
+            &[libc::EPERM, libc::ENOSYS],
+        )
+    }),
+    ("reboot", |_| {
+        // With a wrong magic number even the superuser gets EINVAL, and nothing happens.
+        refused(call_with(libc::SYS_reboot, &[0, 0, 0, 0]), &[libc::EPERM])
+    }),
+    ("swap", |_| {
+        let path = text("/tmp/attack-swap");
+        let added = fs::write("/tmp/attack-swap", [0; 4096])
+            .and_then(|()| call_with(libc::SYS_swapon, &[path.as_ptr().addr(), 0]));
+        refused(added, &[libc::EPERM])
+    }),
+    ("accounting", |_| {
+        let path = text("/tmp/attack-accounts");
+        let switched = fs::write("/tmp/attack-accounts", [])
+            .and_then(|()| call_with(libc::SYS_acct, &[path.as_ptr().addr()]));
+        refused(switched, &[libc::EPERM, libc::ENOSYS])
+    }),
+    ("ports", |_| ports()),
+    ("capabilities", |_| capabilities()),
+    ("ambient-capabilities", |_| {
+        const PR_CAP_AMBIENT: usize = 47;
+        const RAISE: usize = 2;
+        any(ADMINISTERING.iter().map(|capability| {
+            let capability = usize::try_from(*capability).unwrap_or(0);
+            let raised = call_with(libc::SYS_prctl, &[PR_CAP_AMBIENT, RAISE, capability]);
+            Found::of(raised, "raised")
+        }))
+    }),
+];
+
+/// Only these refusals are ones: others mean that the call was let in and looked at its arguments.
+fn refused(result: io::Result<usize>, by: &[i32]) -> Found {
+    match result {
+        Err(error) if error.raw_os_error().is_some_and(|code| by.contains(&code)) => {
+            Found::Failed(error.to_string())
+        }
+        Err(error) => Found::Worked(format!("it was let in: {error}")),
+        Ok(_) => Found::Worked("done".to_owned()),
+    }
+}
+
+fn socket(family: i32, kind: i32) -> Found {
+    let number = |value: i32| usize::try_from(value).unwrap_or(0);
+    let made = call_with(libc::SYS_socket, &[number(family), number(kind), 0]);
+    Found::of(made, "made one")
+}
+
+fn unshare(namespace: i32) -> Found {
+    let flags = usize::try_from(namespace).unwrap_or(0);
+    Found::of(call_with(libc::SYS_unshare, &[flags]), "made one")
+}
+
+/// Ends the child that a raw `clone` made, and tells of it in the parent.
+fn made(result: io::Result<usize>) -> Found {
+    match result {
+        Ok(0) => std::process::abort(),
+        Ok(pid) => {
+            let _status = wait(i32::try_from(pid).unwrap_or(-1));
+            Found::Worked("made one".to_owned())
+        }
+        Err(error) => Found::Failed(error.to_string()),
+    }
+}
+
+/// Makes a map, the least that can be made.
+fn bpf() -> Found {
+    let record: [u32; 32] = {
+        let mut record = [0; 32];
+        // An array of one number under numbers.
+        record[..4].copy_from_slice(&[2, 4, 4, 1]);
+        record
+    };
+    let made = call_with(libc::SYS_bpf, &[0, (&raw const record).addr(), 72]);
+    Found::of(made, "made a map")
+}
+
+fn perf() -> Found {
+    let mut record = [0_u64; 16];
+    // `PERF_TYPE_SOFTWARE` and the record's size; without the kernel's own time.
+    record[0] = 1 | (128 << 32);
+    record[5] = 1 << 5 | 1 << 6;
+    let address = (&raw mut record).addr();
+    let watched = call(
+        libc::SYS_perf_event_open,
+        [address, 0, usize::MAX, usize::MAX, 0, 0],
+    );
+    Found::of(watched, "watches")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn local_table() -> Found {
+    let mut table = [0_u8; 16];
+    let read = call_with(libc::SYS_modify_ldt, &[0, (&raw mut table).addr(), 16]);
+    Found::of(read, "read it")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn x32() -> Found {
+    match call_with(X32 | libc::SYS_getpid, &[]) {
+        Ok(_) => Found::Worked("answered".to_owned()),
+        Err(error) => Found::Failed(error.to_string()),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn ports() -> Found {
+    any([
+        refused(
+            call_with(libc::SYS_iopl, &[3]),
+            &[libc::EPERM, libc::ENOSYS],
+        ),
+        refused(
+            call_with(libc::SYS_ioperm, &[0x80, 1, 1]),
+            &[libc::EPERM, libc::ENOSYS],
+        ),
+    ])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn local_table() -> Found {
+    Found::NotExpressible("another machine".to_owned())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn x32() -> Found {
+    Found::NotExpressible("another machine".to_owned())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ports() -> Found {
+    Found::NotExpressible("another machine".to_owned())
+}
+
+/// Types into a terminal of its own, which must be its controlling one.
+fn terminal() -> Found {
+    let path = c"/dev/ptmx";
+    let flags = libc::O_RDWR.unsigned_abs() as usize;
+    let master = match call_with(libc::SYS_open, &[path.as_ptr().addr(), flags]) {
+        Ok(master) => master,
+        Err(error) => return Found::NotExpressible(format!("no terminal: {error}")),
+    };
+    let letter = b'x';
+    let typed = call_with(
+        libc::SYS_ioctl,
+        &[master, TIOCSTI, (&raw const letter).addr()],
+    );
+    Found::of(typed, "typed")
+}
+
+/// What it holds now, and what any program that it starts may.
+fn capabilities() -> Found {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for line in status.lines().filter(|line| line.starts_with("Cap")) {
+        let mask = line.split_whitespace().nth(1).unwrap_or_default();
+        let mask = u64::from_str_radix(mask, 16).unwrap_or(u64::MAX);
+        for capability in ADMINISTERING {
+            if mask & (1 << capability) != 0 {
+                return Found::Worked(format!("number {capability}: {line}"));
+            }
+        }
+    }
+    Found::Failed("none that administers".to_owned())
+}

@@ -1,0 +1,196 @@
+//! What the attacks came to, for people and for programs.
+
+use std::fmt::Write as _;
+
+use pinfold_attack::{Attack, Group, Outcome, Said};
+use pinfold_types::api::Sandbox;
+use pinfold_types::spec::IsolationTier;
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::printer::{Printer, printable, table_width};
+use crate::table::{Column, render};
+
+/// Width of the table where nobody looks.
+const WIDTH: usize = 80;
+/// Most characters that are told of one attack: a guest may say anything.
+const DETAIL_CHARACTERS_MAX: usize = 300;
+
+/// What is not stopped, in words.
+const EXPOSURE: &[&str] = &[
+    "the kernel itself is shared: a hole in what the call filter lets through is a way out",
+    "side channels of the CPU are not closed",
+    "every file beneath the host's /usr that everybody may read can be read (image `host`)",
+    "a sandbox can use up its own limits and end or starve its own programs",
+];
+/// The same where sandboxes have no ids of their own.
+const EXPOSURE_SHARED: &str =
+    "sandboxes of one ordinary user share host ids: only namespaces separate them";
+/// The same where memory is not limited.
+const EXPOSURE_MEMORY: &str = "memory is not limited here: a sandbox can use the host's";
+
+/// How an attack was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Verdict {
+    /// It failed, and a test shows that it works without its defence.
+    Held,
+    /// It worked.
+    Broken,
+    /// It failed, and nothing shows that it would work without its defence.
+    Untested,
+    /// What it needs does not exist here.
+    NotExpressible,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Broken => "BROKEN",
+            Self::Untested => "untested",
+            Self::NotExpressible => "not expressible",
+        }
+    }
+}
+
+/// One attack and how it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Judged {
+    pub(super) name: &'static str,
+    group: Group,
+    result: Verdict,
+    tries: &'static str,
+    defence: &'static str,
+    detail: String,
+}
+
+impl Judged {
+    /// Judges what the program said; nothing for what is no answer.
+    pub(super) fn of(said: &Said) -> Option<Self> {
+        let attack = pinfold_attack::attack(&said.name)?;
+        Some(Self::new(attack, said.outcome?, &said.detail))
+    }
+
+    /// Judges an outcome.
+    pub(super) fn new(attack: &'static Attack, outcome: Outcome, detail: &str) -> Self {
+        let result = match outcome {
+            Outcome::Worked => Verdict::Broken,
+            Outcome::NotExpressible => Verdict::NotExpressible,
+            Outcome::Failed if attack.succeeds_without.is_empty() => Verdict::Untested,
+            Outcome::Failed => Verdict::Held,
+        };
+        Self {
+            name: attack.name,
+            group: attack.group,
+            result,
+            tries: attack.tries,
+            defence: attack.defence,
+            detail: detail.chars().take(DETAIL_CHARACTERS_MAX).collect(),
+        }
+    }
+}
+
+/// All of it, and where it was seen.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Report {
+    version: &'static str,
+    kernel: String,
+    driver: String,
+    tier: IsolationTier,
+    ids: String,
+    attacks: Vec<Judged>,
+    exposure: Vec<String>,
+}
+
+impl Report {
+    /// Puts a report together for what a sandbox really got.
+    pub(super) fn new(sandbox: &Sandbox, attacks: Vec<Judged>) -> Self {
+        let granted = sandbox.granted.clone().unwrap_or_default();
+        let mut exposure: Vec<String> = EXPOSURE.iter().map(|line| (*line).to_owned()).collect();
+        if !granted.ids.starts_with("range") {
+            exposure.push(EXPOSURE_SHARED.to_owned());
+        }
+        if sandbox.spec.resources.memory.is_none() {
+            exposure.push(EXPOSURE_MEMORY.to_owned());
+        }
+        exposure.extend(granted.notes);
+        let system = rustix::system::uname();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: system.release().to_string_lossy().into_owned(),
+            driver: granted.driver,
+            tier: granted.isolation,
+            ids: granted.ids,
+            attacks,
+            exposure,
+        }
+    }
+
+    /// Returns whether any attack worked.
+    pub(super) fn is_broken(&self) -> bool {
+        self.count(Verdict::Broken) > 0
+    }
+
+    fn count(&self, verdict: Verdict) -> usize {
+        let of = |judged: &&Judged| judged.result == verdict;
+        self.attacks.iter().filter(of).count()
+    }
+
+    /// Prints it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when standard output cannot be written.
+    pub(super) fn print(&self, printer: Printer) -> Result<(), CliError> {
+        if printer.json {
+            printer.value(self)
+        } else {
+            printer.data(&self.text())
+        }
+    }
+
+    fn text(&self) -> String {
+        const COLUMNS: &[Column] = &[
+            Column::left("GROUP"),
+            Column::left("ATTACK"),
+            Column::left("RESULT"),
+            Column::cut("SEEN"),
+        ];
+        let rows: Vec<Vec<String>> = self
+            .attacks
+            .iter()
+            .map(|judged| {
+                vec![
+                    judged.group.name().to_owned(),
+                    judged.name.to_owned(),
+                    judged.result.word().to_owned(),
+                    judged.detail.clone(),
+                ]
+            })
+            .collect();
+        let mut text = render(COLUMNS, &rows, Some(table_width().unwrap_or(WIDTH)));
+        let _infallible = writeln!(
+            text,
+            "\n{} attacks: {} held, {} broken, {} untested, {} not expressible here",
+            self.attacks.len(),
+            self.count(Verdict::Held),
+            self.count(Verdict::Broken),
+            self.count(Verdict::Untested),
+            self.count(Verdict::NotExpressible),
+        );
+        let _infallible = writeln!(
+            text,
+            "pinfold {}, driver {}, ids {}, kernel {}",
+            self.version,
+            printable(&self.driver),
+            printable(&self.ids),
+            printable(&self.kernel),
+        );
+        text.push_str("\nnot stopped by this tier:\n");
+        for line in &self.exposure {
+            let _infallible = writeln!(text, "- {}", printable(line));
+        }
+        text
+    }
+}
