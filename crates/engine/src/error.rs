@@ -143,10 +143,10 @@ impl From<DriverError> for EngineError {
         let leftovers = std::mem::take(&mut error.leftovers);
         let code = error.kind.code();
         // Who can mend it must see the cause; a fault of ours is told to the log alone.
-        let message = if code.actor() == Actor::Bug {
-            error.message.clone()
+        let (message, source) = if code.actor() == Actor::Bug {
+            (error.message.clone(), error.source.take())
         } else {
-            chain(&error)
+            (chain(&error), None)
         };
         Self {
             code,
@@ -157,7 +157,7 @@ impl From<DriverError> for EngineError {
                 json!({ "leftovers": leftovers })
             },
             hint: error.hint.take(),
-            source: error.source.take(),
+            source,
         }
     }
 }
