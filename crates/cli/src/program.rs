@@ -178,6 +178,12 @@ fn read_env_file(path: &Path, variables: &mut BTreeMap<String, String>) -> Resul
             continue;
         }
         let place = format!("{}:{}", path.display(), index + 1);
+        let name = line.split('=').next().unwrap_or_default();
+        if name.contains(char::is_whitespace) {
+            return Err(CliError::new(format!("`{name}` is not the name of a variable"))
+                .hint("write NAME=VALUE, without `export`; quotes become part of the value")
+                .within(&place));
+        }
         add_variable(line, variables).map_err(|error| error.within(&place))?;
     }
     Ok(())
@@ -300,5 +306,8 @@ mod tests {
         let huge = format!("A={}", "x".repeat(10 << 20));
         let error = environment(&options(&[&huge])).unwrap_err();
         assert!(error.hint_text().is_some());
+        std::fs::write(&file, "A=1\nexport C=3\n").unwrap();
+        let error = environment(&options(&[])).unwrap_err();
+        assert!(error.message().contains("env:2"), "{}", error.message());
     }
 }

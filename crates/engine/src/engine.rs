@@ -472,6 +472,13 @@ fn check_deadlines(spec: &SandboxSpec, core: &Core) -> Result<()> {
             format!("the idle time is {idle_ms} ms, less than {IDLE_MS_MIN} ms"),
         ));
     }
+    if deadlines.lifetime_ms == Some(0) {
+        return Err(EngineError::new(
+            ErrorCode::InvalidArgument,
+            "the lifetime is 0, so the sandbox would be gone at once",
+        )
+        .hint("leave the lifetime out for a sandbox without an end"));
+    }
     let actions = [
         deadlines.idle_ms.map(|_| deadlines.idle_action),
         deadlines.lifetime_ms.map(|_| deadlines.lifetime_action),
