@@ -180,9 +180,11 @@ fn read_env_file(path: &Path, variables: &mut BTreeMap<String, String>) -> Resul
         let place = format!("{}:{}", path.display(), index + 1);
         let name = line.split('=').next().unwrap_or_default();
         if name.contains(char::is_whitespace) {
-            return Err(CliError::new(format!("`{name}` is not the name of a variable"))
-                .hint("write NAME=VALUE, without `export`; quotes become part of the value")
-                .within(&place));
+            return Err(
+                CliError::new(format!("`{name}` is not the name of a variable"))
+                    .hint("write NAME=VALUE, without `export`; quotes become part of the value")
+                    .within(&place),
+            );
         }
         add_variable(line, variables).map_err(|error| error.within(&place))?;
     }

@@ -293,7 +293,7 @@ fn binds_host_paths(kind: Kind) {
     let host = yard.host("project");
     fs::write(host.join("file"), "host").unwrap();
     let mut plan = yard.plan();
-    let mut writable = bind(&host, "/work/project");
+    let mut writable = bind(&host, "/src/project");
     writable.writable = true;
     writable.mapped = true;
     plan.root.binds.push(writable);
@@ -303,15 +303,15 @@ fn binds_host_paths(kind: Kind) {
         .push(bind(host.join("file"), "/etc/one/file"));
     let sandbox = yard.launch(&plan).unwrap();
     assert_eq!(
-        sandbox.says("cat /work/project/file /tmp/read/file /etc/one/file"),
+        sandbox.says("cat /src/project/file /tmp/read/file /etc/one/file"),
         "hosthosthost"
     );
-    sandbox.says("echo inside >/work/project/new; chmod 600 /work/project/new");
+    sandbox.says("echo inside >/src/project/new; chmod 600 /src/project/new");
     assert_eq!(fs::read_to_string(host.join("new")).unwrap(), "inside\n");
     let own = rustix::process::geteuid().as_raw();
     assert_eq!(fs::metadata(host.join("new")).unwrap().uid(), own);
     assert_eq!(
-        sandbox.says("stat -c %u /work/project/new /work/project/file"),
+        sandbox.says("stat -c %u /src/project/new /src/project/file"),
         "0\n0"
     );
     for path in [
@@ -327,7 +327,7 @@ fn binds_host_paths(kind: Kind) {
             "{path}"
         );
     }
-    let mounts = sandbox.says("grep ' /work/project ' /proc/self/mounts");
+    let mounts = sandbox.says("grep ' /src/project ' /proc/self/mounts");
     assert!(mounts.contains("nosuid,nodev"), "{mounts}");
 }
 
