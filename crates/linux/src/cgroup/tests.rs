@@ -314,7 +314,9 @@ fn a_real_memory_limit_ends_a_process_and_is_counted() {
     let (_cgroups, group) = real("test-memory", &limits);
     let mut child = shell_in(&group, "exec head -c 200m /dev/zero | tail -n 1");
     child.wait().unwrap();
-    assert_eq!(group.usage().out_of_memory, Some(1));
+    // The kernel may end the other half of the pipe too.
+    let ended = group.usage().out_of_memory;
+    assert!(ended.is_some_and(|count| count >= 1), "{ended:?}");
     // A live limit can be raised and taken away.
     for memory_bytes in [Some(512 << 20), Some(16 << 20), None] {
         let limits = Limits {

@@ -485,20 +485,20 @@ fn mounts_live(kind: Kind) {
     fs::write(host.join("file"), "host").unwrap();
     let sandbox = yard.sandbox();
     let pidfd = sandbox.launched.pidfd.as_fd();
-    let mut wanted = bind(&host, "/work/new");
+    let mut wanted = bind(&host, "/src/new");
     wanted.writable = true;
     wanted.mapped = true;
     yard.launcher().attach(pidfd, &wanted).unwrap();
     assert_eq!(
-        sandbox.says("cat /work/new/file; echo y >/work/new/y; stat -c %u /work/new/y"),
+        sandbox.says("cat /src/new/file; echo y >/src/new/y; stat -c %u /src/new/y"),
         "host0"
     );
     assert_eq!(fs::read_to_string(host.join("y")).unwrap(), "y\n");
     yard.launcher()
-        .detach(pidfd, Path::new("/work/new"))
+        .detach(pidfd, Path::new("/src/new"))
         .unwrap();
-    assert_eq!(sandbox.says("ls -A /work/new"), "");
-    let again = yard.launcher().detach(pidfd, Path::new("/work/new"));
+    assert_eq!(sandbox.says("ls -A /src/new"), "");
+    let again = yard.launcher().detach(pidfd, Path::new("/src/new"));
     assert_eq!(failure(again), LaunchFailure::NotFound);
     // A guest that points the way elsewhere stays beneath its root.
     sandbox.says("rm -r /work; ln -s /proc /work");
@@ -506,7 +506,7 @@ fn mounts_live(kind: Kind) {
         failure(yard.launcher().attach(pidfd, &wanted)),
         LaunchFailure::InvalidMount
     );
-    for target in ["/proc", "/work/kcore"] {
+    for target in ["/proc", "/src/kcore"] {
         let detached = yard.launcher().detach(pidfd, Path::new(target));
         assert_eq!(failure(detached), LaunchFailure::InvalidMount, "{target}");
     }
