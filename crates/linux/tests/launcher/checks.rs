@@ -293,7 +293,7 @@ fn binds_host_paths(kind: Kind) {
     let host = yard.host("project");
     fs::write(host.join("file"), "host").unwrap();
     let mut plan = yard.plan();
-    let mut writable = bind(&host, "/src/project");
+    let mut writable = bind(&host, "/desk/project");
     writable.writable = true;
     writable.mapped = true;
     plan.root.binds.push(writable);
@@ -303,15 +303,15 @@ fn binds_host_paths(kind: Kind) {
         .push(bind(host.join("file"), "/etc/one/file"));
     let sandbox = yard.launch(&plan).unwrap();
     assert_eq!(
-        sandbox.says("cat /src/project/file /tmp/read/file /etc/one/file"),
+        sandbox.says("cat /desk/project/file /tmp/read/file /etc/one/file"),
         "hosthosthost"
     );
-    sandbox.says("echo inside >/src/project/new; chmod 600 /src/project/new");
+    sandbox.says("echo inside >/desk/project/new; chmod 600 /desk/project/new");
     assert_eq!(fs::read_to_string(host.join("new")).unwrap(), "inside\n");
     let own = rustix::process::geteuid().as_raw();
     assert_eq!(fs::metadata(host.join("new")).unwrap().uid(), own);
     assert_eq!(
-        sandbox.says("stat -c %u /src/project/new /src/project/file"),
+        sandbox.says("stat -c %u /desk/project/new /desk/project/file"),
         "0\n0"
     );
     for path in [
@@ -327,7 +327,7 @@ fn binds_host_paths(kind: Kind) {
             "{path}"
         );
     }
-    let mounts = sandbox.says("grep ' /src/project ' /proc/self/mounts");
+    let mounts = sandbox.says("grep ' /desk/project ' /proc/self/mounts");
     assert!(mounts.contains("nosuid,nodev"), "{mounts}");
 }
 
@@ -485,28 +485,28 @@ fn mounts_live(kind: Kind) {
     fs::write(host.join("file"), "host").unwrap();
     let sandbox = yard.sandbox();
     let pidfd = sandbox.launched.pidfd.as_fd();
-    let mut wanted = bind(&host, "/src/new");
+    let mut wanted = bind(&host, "/desk/new");
     wanted.writable = true;
     wanted.mapped = true;
     yard.launcher().attach(pidfd, &wanted).unwrap();
     assert_eq!(
-        sandbox.says("cat /src/new/file; echo y >/src/new/y; stat -c %u /src/new/y"),
+        sandbox.says("cat /desk/new/file; echo y >/desk/new/y; stat -c %u /desk/new/y"),
         "host0"
     );
     assert_eq!(fs::read_to_string(host.join("y")).unwrap(), "y\n");
     yard.launcher()
-        .detach(pidfd, Path::new("/src/new"))
+        .detach(pidfd, Path::new("/desk/new"))
         .unwrap();
-    assert_eq!(sandbox.says("ls -A /src/new"), "");
-    let again = yard.launcher().detach(pidfd, Path::new("/src/new"));
+    assert_eq!(sandbox.says("ls -A /desk/new"), "");
+    let again = yard.launcher().detach(pidfd, Path::new("/desk/new"));
     assert_eq!(failure(again), LaunchFailure::NotFound);
     // A guest that points the way elsewhere stays beneath its root.
-    sandbox.says("rm -r /work; ln -s /proc /work");
+    sandbox.says("rm -r /desk; ln -s /proc /desk");
     assert_eq!(
         failure(yard.launcher().attach(pidfd, &wanted)),
         LaunchFailure::InvalidMount
     );
-    for target in ["/proc", "/src/kcore"] {
+    for target in ["/proc", "/desk/kcore"] {
         let detached = yard.launcher().detach(pidfd, Path::new(target));
         assert_eq!(failure(detached), LaunchFailure::InvalidMount, "{target}");
     }
