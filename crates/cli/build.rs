@@ -68,11 +68,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         copy(&build(root, &out)?, &embedded)?;
     }
     println!(
-        "cargo::rustc-env=PINFOLD_EMBEDDED_AGENT={}",
+        "cargo::rustc-env=EMBEDDED_AGENT_PATH={}",
         embedded.display()
     );
     println!(
-        "cargo::rustc-env=PINFOLD_TARGET={}",
+        "cargo::rustc-env=BUILT_FOR_TARGET={}",
         variable("TARGET")?.display()
     );
     Ok(())

@@ -3,7 +3,7 @@
 use pinfold_driver_native::AgentSource;
 
 /// The static agent; empty only where the product is linted and not built.
-static AGENT: &[u8] = include_bytes!(env!("PINFOLD_EMBEDDED_AGENT"));
+static AGENT: &[u8] = include_bytes!(env!("EMBEDDED_AGENT_PATH"));
 
 /// Variable that names an agent without some of its defences. No release build reads it.
 #[cfg(feature = "test-weaken")]
