@@ -357,6 +357,11 @@ impl World {
         let pid = self.daemon().expect("no daemon to kill");
         signal(pid, 9);
         eventually("the daemon to be gone", || !alive(pid));
+        // Its first thread may be gone before the last one, which still holds the socket.
+        let socket = self.socket();
+        eventually("its socket to be closed", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_err()
+        });
     }
 
     fn finish(&self) {
