@@ -71,10 +71,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cargo::rustc-env=EMBEDDED_AGENT_PATH={}",
         embedded.display()
     );
-    println!(
-        "cargo::rustc-env=BUILT_FOR_TARGET={}",
-        variable("TARGET")?.display()
-    );
     Ok(())
 }
 
