@@ -2,10 +2,15 @@
 //! `pinfold doctor --attack` talk. No attack is in here, so that the product holds none.
 
 mod list;
+mod needs;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 pub use list::ATTACKS;
+pub use needs::{BRING_DOWN, needs_of, needs_root};
 
 /// Variable that holds the [`Facts`] as JSON.
 pub const FACTS_VARIABLE: &str = "PINFOLD_ATTACK_FACTS";
@@ -99,6 +104,10 @@ pub struct Facts {
     pub host_abstract: String,
     /// A TCP port of the host's `127.0.0.1` that accepts connections.
     pub host_port: u16,
+    /// The address by which the host reaches others, if any.
+    pub host_address: Option<IpAddr>,
+    /// Attacks that this host's kernel knows nothing of, and what it lacks.
+    pub missing: BTreeMap<String, String>,
     /// A file of the host that holds [`SECRET`] and everybody may read.
     pub host_file: String,
     /// Most bytes of memory that the sandbox was given, when that is held.
@@ -143,10 +152,16 @@ pub fn reference() -> String {
             "\n## {name}\n\n| attack | tries to | defence | shown to work without |\n|---|---|---|---|\n"
         );
         for attack in ATTACKS.iter().filter(|attack| attack.group == group) {
-            let without = match attack.succeeds_without {
+            let mut without = match attack.succeeds_without {
                 [] => "untested".to_owned(),
                 switches => format!("`{}`", switches.join("`, `")),
             };
+            if let Some(needs) = needs_of(attack.name) {
+                let _infallible = write!(without, "; needs {needs}");
+            }
+            if needs_root(attack) {
+                without.push_str("; as root");
+            }
             let _infallible = writeln!(
                 page,
                 "| `{}` | {} | {} | {without} |",

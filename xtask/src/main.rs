@@ -92,6 +92,7 @@ fn test(root: &Path) -> Result<()> {
     people::make()?;
     let fixtures = fixtures::make(root)?;
     let agent = agent::build(root, agent::FOR_TESTS)?;
+    agent::refuse_weakened(root)?;
     let attackers = agent::build_attackers(root)?;
     readme::follow(root, &agent)?;
     let with_tests = ["test", "--workspace", "--all-features", "--locked"];

@@ -23,6 +23,8 @@ const TOOLS: &[Tool] = &[
     tool("/usr/bin/mmdebstrap", "mmdebstrap"),
     tool("/usr/bin/dpkg-scanpackages", "dpkg-dev"),
     tool("/usr/bin/setpriv", "util-linux"),
+    tool("/usr/bin/unshare", "util-linux"),
+    tool("/usr/sbin/ip", "iproute2"),
     tool("/usr/bin/pgrep", "procps"),
     tool("/usr/bin/vi", "vim-tiny"),
     tool("/usr/bin/less", "less"),

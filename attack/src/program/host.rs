@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use super::{Attempt, Found};
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Parents of any directory that a sandbox has, and then some.
 const PARENTS: usize = 40;
+/// Descriptors that a working directory is looked for among.
+const FIRST_DESCRIPTORS: usize = 256;
 /// First descriptors that a process may have been left with, beyond those it was given.
 const DESCRIPTORS_MAX: i32 = 1024;
 
@@ -30,7 +32,8 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         device("block", libc::S_IFBLK, (7, 0))
     }),
     ("make-character-device", |_| {
-        device("char", libc::S_IFCHR, (1, 1))
+        // Kernels without the first have the second, which does no harm and shows as much.
+        any([(1, 1), (1, 3)].map(|number| device("char", libc::S_IFCHR, number)))
     }),
     ("shared-device", |facts| shared(facts, device_in_share)),
     ("share-write", |facts| {
@@ -60,7 +63,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("inherited-descriptors", |_| descriptors()),
     ("working-directory", |facts| {
-        any((0..64).map(|number| {
+        any((0..FIRST_DESCRIPTORS).map(|number| {
             let up = "../".repeat(PARENTS);
             let file = facts.host_file.trim_start_matches('/');
             steals(&format!("/proc/self/fd/{number}/{up}{file}"))
@@ -94,19 +97,9 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         abstract_socket(&facts.host_abstract)
     }),
     ("host-port", |facts| port(facts.host_port)),
-    ("host-network", |_| {
-        any(
-            [[1, 1, 1, 1], [10, 0, 0, 1], [169, 254, 169, 254]].map(|address| {
-                let connected =
-                    TcpStream::connect_timeout(&SocketAddr::from((address, 80)), CONNECT_MAX);
-                match connected {
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                        Found::Worked("something refused".to_owned())
-                    }
-                    connected => Found::of(connected, "connected"),
-                }
-            }),
-        )
+    ("host-network", |facts| {
+        let known = [[10, 0, 0, 1], [1, 1, 1, 1], [169, 254, 169, 254]].map(IpAddr::from);
+        any(facts.host_address.into_iter().chain(known).map(outside))
     }),
     ("sysfs-write", |_| {
         any([
@@ -125,9 +118,6 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         opens_for_writing("/proc/sys/kernel/modprobe")
     }),
     ("sysrq", |_| opens_for_writing("/proc/sysrq-trigger")),
-    ("binfmt", |_| {
-        opens_for_writing("/proc/sys/fs/binfmt_misc/register")
-    }),
     ("kernel-settings", |_| {
         any([
             "/proc/sys/net/ipv4/ip_default_ttl",
@@ -174,10 +164,15 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         }
     }),
     ("map-ids", |_| {
-        any([
-            Found::of(fs::write("/proc/self/uid_map", "0 0 1"), "mapped"),
-            Found::of(fs::write("/proc/self/setgroups", "allow"), "allowed groups"),
-        ])
+        let map = || Found::of(fs::write("/proc/self/uid_map", "0 0 1"), "mapped");
+        let groups = Found::of(fs::write("/proc/self/setgroups", "allow"), "allowed groups");
+        any([map(), groups]).or(|| {
+            let namespace = libc::CLONE_NEWUSER.unsigned_abs() as usize;
+            match call_with(libc::SYS_unshare, &[namespace]) {
+                Ok(_) => map(),
+                Err(error) => Found::Failed(error.to_string()),
+            }
+        })
     }),
 ];
 
@@ -187,6 +182,16 @@ pub(super) fn is_uncovered(path: &str) -> Found {
         Ok(found) if found.is_file() => Found::Worked("opened it".to_owned()),
         Ok(_) => Found::Failed("covered".to_owned()),
         Err(error) => Found::Failed(error.to_string()),
+    }
+}
+
+/// Has worked when something at an address answers, and be it with a refusal.
+fn outside(address: IpAddr) -> Found {
+    match TcpStream::connect_timeout(&SocketAddr::from((address, 80)), CONNECT_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Found::Worked(format!("{address} refused"))
+        }
+        connected => Found::of(connected, "connected"),
     }
 }
 

@@ -9,14 +9,21 @@ use super::{Attempt, Found};
 /// Bit of the numbering of x32.
 #[cfg(target_arch = "x86_64")]
 const X32: libc::c_long = 0x4000_0000;
-/// A number that no kernel gives out soon.
-const NEWER: libc::c_long = 1023;
+/// Calls that only read or refuse nonsense: `getxattrat`, `listxattrat` and `file_getattr`.
+const NEWER: &[libc::c_long] = &[464, 465, 468];
+/// `TIOCSPTLCK` and `TIOCGPTN`: opens the other end of a terminal, and asks for its number.
+const TIOCSPTLCK: usize = 0x4004_5431;
+const TIOCGPTN: usize = 0x8004_5430;
+/// `_LINUX_CAPABILITY_VERSION_3`.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Capabilities over a whole namespace or host: `DAC_READ_SEARCH`, `NET_ADMIN`, `SYS_MODULE`,
 /// `SYS_RAWIO`, `SYS_PTRACE`, `SYS_ADMIN`, `SYS_BOOT`, `SYS_NICE`, `SYS_RESOURCE`, `SYS_TIME`,
 /// `SYSLOG`, `PERFMON`, `BPF`, `CHECKPOINT_RESTORE`.
 const ADMINISTERING: &[u32] = &[2, 12, 16, 17, 19, 21, 22, 23, 24, 25, 34, 38, 39, 40];
-/// Longest text of a terminal's request.
+/// Types a letter into a terminal.
 const TIOCSTI: usize = 0x5412;
+/// How a child says that it has no terminal.
+const NO_TERMINAL: i32 = 2;
 /// Other rings of keys.
 const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
 const SESSION_KEYRING: usize = usize::MAX - 2;
@@ -29,10 +36,19 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         handle[0] = 8;
         handle[4] = 1;
         handle[8] = 2;
-        let root = call_with(libc::SYS_open, &[c"/etc".as_ptr().addr(), 0]).unwrap_or(0);
         let address = (&raw mut handle).addr();
-        let opened = call_with(libc::SYS_open_by_handle_at, &[root, address, 0]);
-        Found::of(opened, "opened")
+        // The sandbox's own root, and what is the host's: its programs and what it shares.
+        any([c"/usr/bin", c"/attack-share", c"/etc"].map(|path| {
+            let opened = call_with(libc::SYS_open, &[path.as_ptr().addr(), 0])
+                .and_then(|root| call_with(libc::SYS_open_by_handle_at, &[root, address, 0]));
+            match opened {
+                // Whoever may use handles is told that this one is of no file.
+                Err(error) if error.raw_os_error() == Some(libc::ESTALE) => {
+                    Found::Worked("allowed, with a wrong handle".to_owned())
+                }
+                opened => Found::of(opened, "opened the root of its file system"),
+            }
+        }))
     }),
     ("name-handle", |_| {
         let mut handle = [0_u8; 136];
@@ -121,12 +137,16 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
             Err(error) => Found::Failed(error.to_string()),
         }
     }),
-    ("x32-calls", |_| x32()),
-    ("newer-calls", |_| match call_with(NEWER, &[]) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-            Found::Failed(error.to_string())
+    ("x32-calls", |_| {
+        if has_x32() {
+            Found::Worked("answered".to_owned())
+        } else {
+            Found::Failed("no answer".to_owned())
         }
-        result => Found::of(result, "answered"),
+    }),
+    ("newer-calls", |_| match newer_calls().next() {
+        Some(number) => Found::Worked(format!("number {number} answered")),
+        None => Found::Failed("none answered".to_owned()),
     }),
     ("personality", |_| {
         Found::of(call_with(libc::SYS_personality, &[0x004_0000]), "set")
@@ -142,12 +162,10 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         Found::of(read, "read it")
     }),
     ("time", |_| {
-        let mut now = [0_u64; 2];
-        let address = (&raw mut now).addr();
-        // The time that it is anyway.
-        let set = call_with(libc::SYS_clock_gettime, &[0, address])
-            .and_then(|_| call_with(libc::SYS_clock_settime, &[0, address]));
-        Found::of(set, "set it")
+        // A time zone that there is none of: who may set the time is told so, and nothing is set.
+        let zone = [i32::MAX; 2];
+        let set = call_with(libc::SYS_settimeofday, &[0, (&raw const zone).addr()]);
+        refused(set, &[libc::EPERM])
     }),
     ("set-host-name", |_| {
         let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -167,8 +185,9 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         refused(loaded, &[libc::EPERM, libc::ENOSYS])
     }),
     ("kexec", |_| {
+        // With flags that there are none of nothing happens to a kernel that is loaded already.
         refused(
-            call_with(libc::SYS_kexec_load, &[0, 0, 0, 0]),
+            call_with(libc::SYS_kexec_load, &[0, 0, 0, 0x8000]),
             &[libc::EPERM, libc::ENOSYS],
         )
     }),
@@ -183,9 +202,8 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         refused(added, &[libc::EPERM])
     }),
     ("accounting", |_| {
-        let path = text("/tmp/attack-accounts");
-        let switched = fs::write("/tmp/attack-accounts", [])
-            .and_then(|()| call_with(libc::SYS_acct, &[path.as_ptr().addr()]));
+        // No account can be written to a directory: who may ask is told so.
+        let switched = call_with(libc::SYS_acct, &[c"/tmp".as_ptr().addr()]);
         refused(switched, &[libc::EPERM, libc::ENOSYS])
     }),
     ("ports", |_| ports()),
@@ -193,6 +211,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("ambient-capabilities", |_| {
         const PR_CAP_AMBIENT: usize = 47;
         const RAISE: usize = 2;
+        inherit_all();
         any(ADMINISTERING.iter().map(|capability| {
             let capability = usize::try_from(*capability).unwrap_or(0);
             let raised = call_with(libc::SYS_prctl, &[PR_CAP_AMBIENT, RAISE, capability]);
@@ -267,12 +286,28 @@ fn local_table() -> Found {
     Found::of(read, "read it")
 }
 
+/// Returns whether a call by the x32 numbering is answered.
 #[cfg(target_arch = "x86_64")]
-fn x32() -> Found {
-    match call_with(X32 | libc::SYS_getpid, &[]) {
-        Ok(_) => Found::Worked("answered".to_owned()),
-        Err(error) => Found::Failed(error.to_string()),
-    }
+pub(super) fn has_x32() -> bool {
+    call_with(X32 | libc::SYS_getpid, &[]).is_ok()
+}
+
+/// Returns whether there are calls for I/O ports; this one asks for what everybody has.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_ports() -> bool {
+    call_with(libc::SYS_iopl, &[0]).is_ok()
+}
+
+/// Returns calls that are newer than the filter's list and answer anything.
+pub(super) fn newer_calls() -> impl Iterator<Item = libc::c_long> {
+    let answers = |number: &&libc::c_long| {
+        // No such directory, and no name: nothing is looked up.
+        match call_with(**number, &[usize::MAX, 0, 0, 0, 0, 0]) {
+            Err(error) => error.raw_os_error() != Some(libc::ENOSYS),
+            Ok(_) => true,
+        }
+    };
+    NEWER.iter().filter(answers).copied()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -295,8 +330,13 @@ fn local_table() -> Found {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn x32() -> Found {
-    Found::NotExpressible("another machine".to_owned())
+pub(super) fn has_x32() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn has_ports() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -306,18 +346,61 @@ fn ports() -> Found {
 
 /// Types into a terminal of its own, which must be its controlling one.
 fn terminal() -> Found {
-    let path = c"/dev/ptmx";
-    let flags = libc::O_RDWR.unsigned_abs() as usize;
-    let master = match call_with(libc::SYS_open, &[path.as_ptr().addr(), flags]) {
-        Ok(master) => master,
-        Err(error) => return Found::NotExpressible(format!("no terminal: {error}")),
+    let ended = fork(|| {
+        let terminal = match own_terminal() {
+            Ok(terminal) => terminal,
+            Err(_) => return NO_TERMINAL,
+        };
+        let letter = b'x';
+        let address = (&raw const letter).addr();
+        i32::from(call_with(libc::SYS_ioctl, &[terminal, TIOCSTI, address]).is_err())
+    });
+    match ended.and_then(wait) {
+        Ok(0) => Found::Worked("typed".to_owned()),
+        Ok(status) if libc::WEXITSTATUS(status) == NO_TERMINAL => {
+            Found::NotExpressible("no terminal can be made".to_owned())
+        }
+        Ok(_) => Found::Failed("refused".to_owned()),
+        Err(error) => Found::Failed(error.to_string()),
+    }
+}
+
+/// Makes a terminal that is the controlling one of a session of this process's own.
+fn own_terminal() -> io::Result<usize> {
+    let open = |path: &str| {
+        let path = text(path);
+        let flags = libc::O_RDWR.unsigned_abs() as usize;
+        call_with(libc::SYS_open, &[path.as_ptr().addr(), flags])
     };
-    let letter = b'x';
-    let typed = call_with(
-        libc::SYS_ioctl,
-        &[master, TIOCSTI, (&raw const letter).addr()],
-    );
-    Found::of(typed, "typed")
+    call_with(libc::SYS_setsid, &[])?;
+    let master = open("/dev/ptmx")?;
+    let (unlocked, mut number) = (0_i32, 0_u32);
+    let ask =
+        |request: usize, address: usize| call_with(libc::SYS_ioctl, &[master, request, address]);
+    ask(TIOCSPTLCK, (&raw const unlocked).addr())?;
+    ask(TIOCGPTN, (&raw mut number).addr())?;
+    open(&format!("/dev/pts/{number}"))
+}
+
+/// Makes every capability that this process has one that its programs may get.
+fn inherit_all() {
+    let header = [CAPABILITY_VERSION_3, 0];
+    // Effective, permitted and inheritable, the low half of each first.
+    let mut sets = [0_u32; 6];
+    let header = (&raw const header).addr();
+    if call_with(libc::SYS_capget, &[header, (&raw mut sets).addr()]).is_ok() {
+        let [effective, permitted, _, effective_high, permitted_high, _] = sets;
+        let wider = [
+            effective,
+            permitted,
+            permitted,
+            effective_high,
+            permitted_high,
+            permitted_high,
+        ];
+        // Refused, nothing can be raised, which the attack then tells.
+        let _refused = call_with(libc::SYS_capset, &[header, (&raw const wider).addr()]);
+    }
 }
 
 /// What it holds now, and what any program that it starts may.

@@ -1,7 +1,8 @@
 //! Attacks the sandbox that it runs in, and says what worked.
 //!
 //! `run` runs attacks, each in a process of its own; `one` is such a process; `sit` is the
-//! neighbour that is attacked; `reference` writes the page of the reference.
+//! neighbour that is attacked; `missing` says on the host what its kernel does not have;
+//! `reference` writes the page of the reference.
 
 mod agent;
 mod call;
@@ -9,6 +10,7 @@ mod host;
 mod image;
 mod kernel;
 mod limits;
+mod missing;
 mod mounts;
 mod neighbour;
 
@@ -22,6 +24,9 @@ use pinfold_attack::{ATTACKS, FACTS_VARIABLE, Facts, Outcome, Said};
 const ATTACK_SECONDS_MAX: u32 = 15;
 /// Most bytes that are told of one attack.
 const DETAIL_BYTES_MAX: usize = 300;
+
+/// Variable that tells an attack the agent's process id.
+const AGENT_VARIABLE: &str = "PINFOLD_ATTACK_AGENT";
 
 /// What an attack found.
 #[derive(Debug)]
@@ -50,22 +55,27 @@ type Attempt = fn(&Facts) -> Found;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let ended = match words.as_slice() {
-        ["run", only @ ..] => run(only),
-        ["one", name] => one(name),
-        ["sit"] => neighbour::sit(),
-        ["reference"] => say(pinfold_attack::reference().trim_end()),
-        ["--version"] => say(&format!("pinfold-attack {}", env!("CARGO_PKG_VERSION"))),
-        _ => Err(io::Error::other(
-            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `sit`, `reference` or `--version`",
-        )),
-    };
-    match ended {
+    match obey(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             drop(writeln!(io::stderr(), "pinfold-attack: {error}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn obey(words: &[&str]) -> io::Result<()> {
+    match words {
+        ["run", only @ ..] => run(only),
+        ["one", name] => one(name),
+        ["sit"] => neighbour::sit(),
+        ["missing"] => say(&serde_json::to_string(&missing::missing())?),
+        ["reference"] => say(pinfold_attack::reference().trim_end()),
+        ["--version"] => say(&format!("pinfold-attack {}", env!("CARGO_PKG_VERSION"))),
+        _ => Err(io::Error::other(
+            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `sit`, `missing`, `reference` or \
+             `--version`",
+        )),
     }
 }
 
@@ -122,6 +132,10 @@ fn run(arguments: &[&str]) -> io::Result<()> {
 fn apart(name: &str) -> io::Result<Said> {
     let output = Command::new("/proc/self/exe")
         .args(["one", name])
+        .env(
+            AGENT_VARIABLE,
+            std::os::unix::process::parent_id().to_string(),
+        )
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()?;
@@ -143,10 +157,10 @@ fn one(name: &str) -> io::Result<()> {
     let Some((_, attempt)) = attempts().find(|(known, _)| *known == name) else {
         return Err(io::Error::other("no such attack"));
     };
-    let (outcome, mut detail) = match attempt(&facts()) {
-        Found::Failed(detail) => (Outcome::Failed, detail),
-        Found::Worked(detail) => (Outcome::Worked, detail),
-        Found::NotExpressible(detail) => (Outcome::NotExpressible, detail),
+    let facts = facts();
+    let (outcome, mut detail) = match (attempt(&facts), facts.missing.get(name)) {
+        (Found::Failed(_), Some(missing)) => (Outcome::NotExpressible, missing.clone()),
+        (found, _) => outcome_of(found),
     };
     let end = detail.floor_char_boundary(DETAIL_BYTES_MAX);
     detail.truncate(end);
@@ -155,6 +169,14 @@ fn one(name: &str) -> io::Result<()> {
         outcome: Some(outcome),
         detail,
     })
+}
+
+fn outcome_of(found: Found) -> (Outcome, String) {
+    match found {
+        Found::Failed(detail) => (Outcome::Failed, detail),
+        Found::Worked(detail) => (Outcome::Worked, detail),
+        Found::NotExpressible(detail) => (Outcome::NotExpressible, detail),
+    }
 }
 
 fn tell(said: &Said) -> io::Result<()> {

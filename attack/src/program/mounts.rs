@@ -33,12 +33,26 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("release-agent", |_| {
         let directory = "/tmp/attack-cgroup";
-        let mounted = fs::create_dir_all(directory)
-            .and_then(|()| mount("cgroup", directory, "cgroup", 0, "memory"));
-        match mounted {
-            Err(error) => Found::Failed(error.to_string()),
-            Ok(_) => opens_for_writing("/tmp/attack-cgroup/release_agent"),
-        }
+        // A hierarchy of the host's, or a new one; both go with this process's mounts.
+        any(["memory", "none,name=pinfold-attack"].map(|hierarchy| {
+            let mounted = fs::create_dir_all(directory)
+                .and_then(|()| mount("cgroup", directory, "cgroup", 0, hierarchy));
+            match mounted {
+                Err(error) => Found::Failed(error.to_string()),
+                Ok(_) => opens_for_writing("/tmp/attack-cgroup/release_agent"),
+            }
+        }))
+    }),
+    ("binfmt", |_| {
+        opens_for_writing("/proc/sys/fs/binfmt_misc/register").or(|| {
+            let directory = "/tmp/attack-formats";
+            let mounted = fs::create_dir_all(directory)
+                .and_then(|()| mount("none", directory, "binfmt_misc", 0, ""));
+            match mounted {
+                Err(error) => Found::Failed(error.to_string()),
+                Ok(_) => opens_for_writing("/tmp/attack-formats/register"),
+            }
+        })
     }),
     ("mount", |_| {
         Found::of(mount("tmpfs", "/tmp", "tmpfs", 0, ""), "mounted")
@@ -116,7 +130,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
 
 impl Found {
     /// Tries something else when this did not work.
-    fn or(self, other: impl FnOnce() -> Self) -> Self {
+    pub(super) fn or(self, other: impl FnOnce() -> Self) -> Self {
         if matches!(self, Self::Worked(_)) {
             self
         } else {

@@ -89,6 +89,10 @@ fn run() -> Result<(), BootError> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(kernel("adopt orphans"))?;
     }
+    if is_off(Defence::PidNamespace) {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(kernel("adopt orphans"))?;
+    }
     let listener = take(Boot::LISTENER_DESCRIPTOR)?;
     let mut usage = Vec::new();
     for number in (Boot::USAGE_DESCRIPTOR..).take(boot.usage.len().min(USAGE_FILES_MAX)) {
@@ -170,6 +174,11 @@ async fn main(
     if boot.tcp {
         listen_on_tcp(&agent).await?;
     }
+    if is_off(Defence::AgentSocket) {
+        let named = UnixListener::bind("/run/pinfold-agent.sock")
+            .map_err(kernel("listen on a socket with a name"))?;
+        tokio::spawn(serve::serve(Arc::clone(&agent), named));
+    }
     crash_point!("agent.serving");
     let plain = boot.plain.is_some();
     let signals =
@@ -182,8 +191,12 @@ async fn main(
         loop {
             match signals.get_ref().read().map_err(kernel("take a signal"))? {
                 None => break,
-                Some(got) if got.signal == libc::SIGTERM && (got.from_outside || plain) => {
-                    end(&agent, plain).await;
+                Some(got)
+                    if got.signal == libc::SIGTERM
+                        && (got.from_outside || plain || is_off(Defence::AgentSignals)) =>
+                {
+                    // Only in a namespace of its own does it meet nobody else.
+                    end(&agent, plain || is_off(Defence::PidNamespace)).await;
                     return Ok(());
                 }
                 // Whatever the signal was: of several that wait, the kernel tells one.

@@ -12,6 +12,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use pinfold_linux::weaken::{Defence, is_off};
+
 use crate::archive::{Access, Builder};
 
 /// Directory that execs start in.
@@ -118,6 +120,7 @@ impl HostImage {
             skeleton.directory(inside, access);
             binds.push(bind(root, inside));
         }
+        binds.extend(unlisted(root));
         etc::add(root, &mut skeleton);
         Self {
             skeleton: skeleton.finish(),
@@ -131,7 +134,20 @@ pub(crate) fn binds(root: &Path) -> Vec<HostBind> {
     programs(root)
         .filter(|program| program.link.is_none())
         .map(|program| bind(root, &program.path))
+        .chain(unlisted(root))
         .collect()
+}
+
+/// Returns nothing; but in a test that leaves the list out, what is on none.
+fn unlisted(root: &Path) -> impl Iterator<Item = HostBind> {
+    const UNLISTED: &[&str] = &["etc", "home", "opt", "root", "srv", "usr/local", "var"];
+    let off = is_off(Defence::ImageList);
+    let there = move |path: &&Path| off && root.join(path).is_dir();
+    UNLISTED
+        .iter()
+        .map(Path::new)
+        .filter(there)
+        .map(move |path| bind(root, path))
 }
 
 /// Returns the environment that execs have when nothing else is said.

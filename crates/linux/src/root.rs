@@ -16,8 +16,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    mount_change, move_mount, open_tree, unmount,
 };
 
 pub(crate) use binds::{Prepared, place, prepare, take_away};
@@ -78,6 +79,10 @@ pub(crate) fn enter(assembly: &Assembly<'_>) -> Result<(), Refusal> {
 
 fn pivot(root: &OwnedFd) -> rustix::io::Result<()> {
     rustix::process::fchdir(root)?;
+    if is_off(Defence::PivotRoot) {
+        rustix::process::chroot(".")?;
+        return rustix::process::chdir("/");
+    }
     // The old root comes to lie on the new one, and is taken off.
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -148,14 +153,18 @@ fn filesystem(
 
 /// Makes the tmpfs of a directory that anyone may write to.
 fn bounded_tmpfs(bytes: u64) -> Result<OwnedFd, Refusal> {
+    let failed = refused(LaunchFailure::HostUnsupported, "make a tmpfs");
+    if is_off(Defence::OwnTmpfs) {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        return open_tree(CWD, tiny::SHARED, flags).map_err(failed);
+    }
     let bytes = if is_off(Defence::TmpfsBounds) {
         bytes.saturating_mul(TMPFS_WEAKENED_FACTOR)
     } else {
         bytes
     };
     let inodes = (bytes / TMPFS_BYTES_PER_INODE).max(TMPFS_INODES_MIN);
-    tmpfs(TmpfsLimit { bytes, inodes }, "1777")
-        .map_err(refused(LaunchFailure::HostUnsupported, "make a tmpfs"))
+    tmpfs(TmpfsLimit { bytes, inodes }, "1777").map_err(failed)
 }
 
 /// Splits an absolute path inside into the names that it consists of.

@@ -42,6 +42,30 @@ pub enum Defence {
     BindNodev,
     /// That binds are read-only.
     BindReadOnly,
+    /// `nosuid` of binds.
+    BindNosuid,
+    /// That `/sys` is read-only.
+    SysReadOnly,
+    /// The user namespace of each sandbox.
+    UserNamespace,
+    /// The process namespace.
+    PidNamespace,
+    /// That a sandbox's mounts begin with nothing of the host's.
+    MountNamespace,
+    /// That the root is changed by `pivot_root` and the old one taken off, not by `chroot`.
+    PivotRoot,
+    /// That `/tmp` and `/dev/shm` are each sandbox's own.
+    OwnTmpfs,
+    /// That few devices of the host are there.
+    DeviceList,
+    /// That image `host` shows named parts of the host alone.
+    ImageList,
+    /// That each sandbox of root's has host ids of its own.
+    IdRange,
+    /// That the agent heeds signals from outside alone.
+    AgentSignals,
+    /// That the agent's socket has no name inside.
+    AgentSocket,
 }
 
 #[cfg(feature = "test-weaken")]
@@ -63,6 +87,18 @@ impl Defence {
             Self::TmpfsBounds => "tmpfs_bounds",
             Self::BindNodev => "bind_nodev",
             Self::BindReadOnly => "bind_read_only",
+            Self::BindNosuid => "bind_nosuid",
+            Self::SysReadOnly => "sys_read_only",
+            Self::UserNamespace => "user_namespace",
+            Self::PidNamespace => "pid_namespace",
+            Self::MountNamespace => "mount_namespace",
+            Self::PivotRoot => "pivot_root",
+            Self::OwnTmpfs => "own_tmpfs",
+            Self::DeviceList => "device_list",
+            Self::ImageList => "image_list",
+            Self::IdRange => "id_range",
+            Self::AgentSignals => "agent_signals",
+            Self::AgentSocket => "agent_socket",
         }
     }
 }
@@ -71,6 +107,24 @@ impl Defence {
 #[cfg(feature = "test-weaken")]
 pub fn is_off(defence: Defence) -> bool {
     std::env::var(VARIABLE).is_ok_and(|names| names.split(',').any(|name| name == defence.name()))
+}
+
+/// Returns whether what is off would let programs of a sandbox at the machine that runs the test.
+///
+/// Without these defences they are the host's own root or meet its processes. So a test gives the
+/// host that it plays a process namespace of its own, and its mounts and network besides.
+#[cfg(feature = "test-weaken")]
+pub fn endangers_machine() -> bool {
+    /// How the kernel names the first process namespace, in every boot.
+    const FIRST: &str = "pid:[4026531836]";
+    let off = is_off(Defence::UserNamespace) || is_off(Defence::PidNamespace);
+    off && std::fs::read_link("/proc/self/ns/pid").map_or(true, |name| name.as_os_str() == FIRST)
+}
+
+/// Returns whether what is off is a danger: nothing is ever off.
+#[cfg(not(feature = "test-weaken"))]
+pub const fn endangers_machine() -> bool {
+    false
 }
 
 /// Returns whether a defence is to be left out: never.

@@ -4,9 +4,12 @@
 //! for, runs it, and judges.
 
 mod bait;
+mod exposure;
 mod report;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +38,8 @@ const ONE_MS_MAX: u64 = 20_000;
 /// Looks at whether the neighbour is ready, and the time between two.
 const LOOKS_MAX: u32 = 500;
 const LOOK: Duration = Duration::from_millis(20);
+/// Looks at a sandbox that may be ending.
+const ENDING_LOOKS: u32 = 10;
 
 /// `doctor --attack`. Ends with 1 when an attack worked.
 pub(super) async fn attack(context: &Context, arguments: &DoctorArguments) -> Result<u8, CliError> {
@@ -54,6 +59,7 @@ pub(super) async fn attack(context: &Context, arguments: &DoctorArguments) -> Re
             .exit(2)
     })?;
     let program = read_program(path)?;
+    let missing = missing(path)?;
     let bait = Bait::lay().map_err(|error| {
         CliError::new("failed to make what the attacks reach for").caused_by(&error)
     })?;
@@ -61,6 +67,7 @@ pub(super) async fn attack(context: &Context, arguments: &DoctorArguments) -> Re
     let judged = Attacker {
         context,
         program,
+        missing,
         bait: &bait,
         only: &arguments.only,
     }
@@ -85,10 +92,27 @@ fn read_program(path: &Path) -> Result<Bytes, CliError> {
     })
 }
 
+/// Asks the program, here where nothing is refused to it, what this host's kernel does not have.
+fn missing(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
+    let failed = |error: &dyn std::error::Error| {
+        CliError::new("failed to ask the attack program what this kernel lacks").caused_by(error)
+    };
+    // With a directory in it no other program of that name is found.
+    let path = path.canonicalize().map_err(|error| failed(&error))?;
+    let output = Command::new(path)
+        .arg("missing")
+        .stderr(Stdio::null())
+        .output()
+        .map_err(|error| failed(&error))?;
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(&error))
+}
+
 /// What is needed to attack.
 struct Attacker<'a> {
     context: &'a Context,
     program: Bytes,
+    /// What this host's kernel lacks, by attack.
+    missing: BTreeMap<String, String>,
     bait: &'a Bait,
     only: &'a [String],
 }
@@ -120,7 +144,7 @@ impl Attacker<'_> {
             let answer = said.iter().find_map(Judged::of);
             judged.push(match answer {
                 Some(answer) => answer,
-                None if self.answers(&current).await => {
+                None if self.stays_up(&current).await => {
                     Judged::new(attack, Outcome::Failed, "the attacker was ended")
                 }
                 None => Judged::new(attack, Outcome::Worked, "the sandbox did not survive it"),
@@ -206,6 +230,7 @@ impl Attacker<'_> {
             memory_bytes: resources.memory.map(|bytes| bytes.0),
             processes: resources.pids.map(u64::from),
             share: true,
+            missing: self.missing.clone(),
             ids_first: first_id(own),
             neighbour_ids_first: first_id(neighbour),
             ..self.bait.facts()
@@ -215,6 +240,18 @@ impl Attacker<'_> {
     async fn is_running(&self, sandbox: &Sandbox) -> bool {
         let found = self.context.client.get(sandbox.id.as_str()).await;
         found.is_ok_and(|found| found.state == SandboxState::Running)
+    }
+
+    /// Returns whether programs can still be run in a sandbox, also some moments from now: one that
+    /// is ending still runs them for a while.
+    async fn stays_up(&self, sandbox: &Sandbox) -> bool {
+        for _ in 0..ENDING_LOOKS {
+            if !self.answers(sandbox).await {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
     }
 
     /// Returns whether programs can still be run in a sandbox.

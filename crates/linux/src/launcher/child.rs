@@ -25,6 +25,8 @@ use crate::weaken::{Defence, is_off};
 
 /// Where descriptors wait until they can take their final numbers, above all of those.
 const PARKING_DESCRIPTOR: i32 = 64;
+/// What a test leaves open, beyond all of those.
+const LEFT_DESCRIPTOR: i32 = 2 * PARKING_DESCRIPTOR;
 /// `CLONE_INTO_CGROUP` of `clone3`.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The whole environment of the agent; it finds programs for its execs by theirs.
@@ -110,8 +112,8 @@ impl Launch<'_> {
     fn prepare(&self, watch: &mut Watch) -> Result<Assembly<'_>, Refusal> {
         let plan = self.plan;
         let ids = match plan.identity {
-            Identity::Range { .. } => Ids::Mapped(self.pair),
-            Identity::Shared | Identity::Single => Ids::Unchanged,
+            Identity::Range { .. } if !is_off(Defence::UserNamespace) => Ids::Mapped(self.pair),
+            Identity::Range { .. } | Identity::Shared | Identity::Single => Ids::Unchanged,
         };
         let stack = mount::stack(&Stack {
             layers: &plan.root.layers,
@@ -133,13 +135,19 @@ impl Launch<'_> {
         let binds = plan.root.binds.iter().map(|bind| root::prepare(bind, user));
         let binds = binds.collect::<Result<Vec<_>, _>>()?;
         watch.lap("clone the binds");
+        if is_off(Defence::Descriptors) {
+            leave_open()?;
+        }
         self.join()?;
         watch.lap("join the namespaces");
         Ok(Assembly {
             stack,
             binds,
             tmpfs_bytes: plan.tmpfs_bytes,
-            pid_max: plan.pid_max.filter(|_| !is_off(Defence::ProcessLimit)),
+            pid_max: plan.pid_max.filter(|_| {
+                // Without a namespace of its own the limit would be everybody's.
+                !is_off(Defence::ProcessLimit) && !is_off(Defence::PidNamespace)
+            }),
             terminal_group: !matches!(plan.identity, Identity::Single),
         })
     }
@@ -147,12 +155,20 @@ impl Launch<'_> {
     fn join(&self) -> Result<(), Refusal> {
         let failed = refused(LaunchFailure::HostUnsupported, "join the namespaces");
         // The order matters: after the user namespace is joined the rights over the host's are gone.
-        for (namespace, kind) in [
-            (self.tiny, LinkNameSpaceType::Mount),
-            (self.pair.user(), LinkNameSpaceType::User),
-            (self.pair.network(), LinkNameSpaceType::Network),
+        for (namespace, kind, defence) in [
+            (self.tiny, LinkNameSpaceType::Mount, Defence::MountNamespace),
+            (
+                self.pair.user(),
+                LinkNameSpaceType::User,
+                Defence::UserNamespace,
+            ),
+            (
+                self.pair.network(),
+                LinkNameSpaceType::Network,
+                Defence::NetworkNamespace,
+            ),
         ] {
-            if kind == LinkNameSpaceType::Network && is_off(Defence::NetworkNamespace) {
+            if is_off(defence) {
                 continue;
             }
             move_into_link_name_space(namespace, Some(kind)).map_err(&failed)?;
@@ -278,11 +294,8 @@ impl Launch<'_> {
         }
         crate::descriptors::close_on_exec_from(self.first_foreign()).map_err(failed)?;
         if is_off(Defence::Descriptors) {
-            let left = rustix::io::fcntl_dupfd_cloexec(self.tiny, 2 * PARKING_DESCRIPTOR);
-            let left = left.map_err(|errno| failed(errno.into()))?;
-            let kept = rustix::io::FdFlags::empty();
-            rustix::io::fcntl_setfd(&left, kept).map_err(|errno| failed(errno.into()))?;
-            std::mem::forget(left);
+            // SAFETY: a plain system call; `leave_open` has opened the descriptor.
+            unsafe { libc::fcntl(LEFT_DESCRIPTOR, libc::F_SETFD, 0) };
         }
         Ok(())
     }
@@ -342,7 +355,10 @@ struct CloneArguments {
 }
 
 fn clone_first_process(into: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
-    let mut namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    let mut namespaces = libc::CLONE_NEWNS;
+    if !is_off(Defence::PidNamespace) {
+        namespaces |= libc::CLONE_NEWPID;
+    }
     if !is_off(Defence::IpcNamespace) {
         namespaces |= libc::CLONE_NEWIPC;
     }
@@ -379,6 +395,18 @@ fn clone_first_process(into: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
         }
         _ => Err(last_errno()),
     }
+}
+
+/// Forgets to close the root directory of the host, as a test of that wants.
+fn leave_open() -> Result<(), Refusal> {
+    let failed = refused(LaunchFailure::Internal, "leave a directory open");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, "/", flags, Mode::empty()).map_err(&failed)?;
+    // SAFETY: nothing of this process has that number.
+    if unsafe { libc::dup2(root.as_raw_fd(), LEFT_DESCRIPTOR) } < 0 {
+        return Err(failed(last_errno()));
+    }
+    Ok(())
 }
 
 fn cgroup_namespace() -> UnshareFlags {

@@ -69,7 +69,15 @@ impl Server {
         )?;
         let agent = above(&agent)?;
         let (hello, _) = expect::<Hello>(&socket)?;
-        let prepared = if hello.version == PLAN_VERSION {
+        let prepared = if crate::weaken::endangers_machine() {
+            let source = io::Error::from_raw_os_error(libc::EPERM);
+            Err(Refusal::new(
+                LaunchFailure::InvalidPlan,
+                "leave defences out that guard the machine itself",
+                &source,
+            )
+            .hint("run it in a process namespace of its own, as the test of the attacks does"))
+        } else if hello.version == PLAN_VERSION {
             outer::enter(&socket, hello.outer)
         } else {
             let source = io::Error::from_raw_os_error(libc::EPROTO);

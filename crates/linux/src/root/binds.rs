@@ -58,7 +58,7 @@ pub(crate) fn prepare<'a>(
     if !bind.writable && !is_off(Defence::BindReadOnly) {
         attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY);
     }
-    if !bind.setuid {
+    if !bind.setuid && !is_off(Defence::BindNosuid) {
         attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID);
     }
     if let Some(user) = user.filter(|_| bind.mapped) {

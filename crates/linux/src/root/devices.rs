@@ -8,6 +8,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use super::{attach, bounded_tmpfs, filesystem, system_directory, tiny};
 use crate::launcher::{LaunchFailure, Refusal, refused};
+use crate::weaken::{Defence, is_off};
 
 /// Most bytes of what a guest writes to `/dev` itself, where nothing needs any.
 const DEV_BYTES: &str = "64k";
@@ -35,8 +36,13 @@ pub(super) fn mount_dev(
         ("size", DEV_BYTES),
         ("nr_inodes", DEV_INODES),
     ];
+    let limits = if is_off(Defence::TmpfsBounds) {
+        &limits[..1]
+    } else {
+        &limits
+    };
     let no_setuid = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = filesystem("tmpfs", &limits, no_setuid).map_err(&failed)?;
+    let dev = filesystem("tmpfs", limits, no_setuid).map_err(&failed)?;
     for name in ["pts", "shm"] {
         mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(&failed)?;
     }
@@ -44,12 +50,12 @@ pub(super) fn mount_dev(
         symlinkat(target, &dev, name).map_err(&failed)?;
     }
     let (flags, mode) = (OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
-    for name in tiny::DEVICES {
+    for name in tiny::devices() {
         drop(openat(&dev, name, flags, mode).map_err(&failed)?);
     }
     super::attach_to(dev.as_fd(), directory.as_fd()).map_err(&failed)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    for name in tiny::DEVICES {
+    for name in tiny::devices() {
         let node = open_tree(CWD, Path::new("/dev").join(name), clone).map_err(&failed)?;
         attach(node.as_fd(), dev.as_fd(), name).map_err(&failed)?;
     }

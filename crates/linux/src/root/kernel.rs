@@ -41,7 +41,15 @@ fn quiet() -> MountAttrFlags {
 pub(super) fn mount_proc(root: &OwnedFd, pid_max: Option<u32>) -> Result<(), Refusal> {
     let failed = refused(LaunchFailure::HostUnsupported, "mount `/proc`");
     let directory = system_directory(root, "proc")?;
-    let proc = filesystem("proc", &[], quiet()).map_err(|errno| {
+    let proc = filesystem("proc", &[], quiet()).or_else(|errno| {
+        if is_off(Defence::PidNamespace) {
+            // That of the host, whose processes the sandbox's are then among.
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            return open_tree(CWD, "/proc", flags);
+        }
+        Err(errno)
+    });
+    let proc = proc.map_err(|errno| {
         failed(errno).hint(
             "the host's own /proc is covered; inside a container, start that container with \
              `--security-opt systempaths=unconfined`",
@@ -68,7 +76,11 @@ pub(super) fn mount_proc(root: &OwnedFd, pid_max: Option<u32>) -> Result<(), Ref
 pub(super) fn mount_sys(root: &OwnedFd) -> Result<(), Refusal> {
     let failed = refused(LaunchFailure::HostUnsupported, "mount `/sys`");
     let directory = system_directory(root, "sys")?;
-    let Ok(sys) = filesystem("sysfs", &[], quiet() | MountAttrFlags::MOUNT_ATTR_RDONLY) else {
+    let mut attributes = quiet();
+    if !is_off(Defence::SysReadOnly) {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    let Ok(sys) = filesystem("sysfs", &[], attributes) else {
         return Ok(());
     };
     attach_to(sys.as_fd(), directory.as_fd()).map_err(&failed)?;
@@ -107,6 +119,7 @@ fn hide(filesystem: &OwnedFd, name: &str) -> rustix::io::Result<()> {
         Err(errno) => return Err(errno),
     };
     let cover = match kind {
+        FileType::Directory if is_off(Defence::MountNamespace) => return Ok(()),
         FileType::Directory => tiny::EMPTY,
         _ => "/dev/null",
     };

@@ -22,16 +22,28 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::filesystem;
 use crate::launcher::{LaunchFailure, Refusal, refused};
 use crate::mount::{Attributes, set_attributes};
+use crate::weaken::{Defence, is_off};
 
 /// Where a sandbox's root is attached before it becomes the root.
 pub(crate) const ROOT: &str = "/root";
 /// An empty directory that nobody can write.
 pub(super) const EMPTY: &str = "/empty";
 /// Device nodes of the host that a sandbox gets.
-pub(super) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Some that none gets.
+const DEVICES_WITHHELD: [&str; 4] = ["kmsg", "mem", "kmem", "port"];
+/// A tmpfs that no two sandboxes should share.
+pub(super) const SHARED: &str = "/shared";
 
 /// Where the tiny root is put together; it only has to exist and is hidden for this process alone.
 const WORKPLACE: &str = "/proc";
+
+/// Returns the names of the device nodes that a sandbox gets.
+pub(super) fn devices() -> impl Iterator<Item = &'static str> {
+    let withheld = DEVICES_WITHHELD.iter();
+    let given = withheld.filter(|_| is_off(Defence::DeviceList));
+    DEVICES.iter().chain(given).copied()
+}
 
 /// Leaves the calling process in a new tiny mount namespace.
 ///
@@ -78,16 +90,18 @@ pub(crate) fn enter() -> Result<(), Refusal> {
 
 /// What is taken from the host, detached.
 struct Sources {
-    devices: Vec<OwnedFd>,
+    devices: Vec<(&'static str, OwnedFd)>,
     proc: OwnedFd,
     sys: Option<OwnedFd>,
 }
 
 impl Sources {
     fn open() -> rustix::io::Result<Self> {
-        let devices = DEVICES.iter().map(|name| {
+        let there = |name: &&str| DEVICES.contains(name) || Path::new("/dev").join(name).exists();
+        let devices = devices().filter(there).map(|name| {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            open_tree(CWD, Path::new("/dev").join(name), flags)
+            let device = open_tree(CWD, Path::new("/dev").join(name), flags)?;
+            Ok((name, device))
         });
         Ok(Self {
             devices: devices.collect::<Result<_, Errno>>()?,
@@ -99,8 +113,14 @@ impl Sources {
 
     fn attach(self) -> rustix::io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        for (device, name) in self.devices.iter().zip(DEVICES) {
+        for (name, device) in &self.devices {
             move_mount(device.as_fd(), "", CWD, Path::new("/dev").join(name), flags)?;
+        }
+        if is_off(Defence::OwnTmpfs) {
+            let everybody = [("mode", "1777")];
+            let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            let shared = filesystem("tmpfs", &everybody, quiet)?;
+            move_mount(shared.as_fd(), "", CWD, SHARED, flags)?;
         }
         move_mount(self.proc.as_fd(), "", CWD, "/proc", flags)?;
         match &self.sys {
@@ -112,11 +132,15 @@ impl Sources {
 
 /// Makes what is mounted over, in a root that is still writable.
 fn make_places(root: &OwnedFd) -> rustix::io::Result<()> {
-    for name in ["root", "empty", "dev", "proc", "sys"] {
+    let shared = Some("shared").filter(|_| is_off(Defence::OwnTmpfs));
+    for name in ["root", "empty", "dev", "proc", "sys"]
+        .into_iter()
+        .chain(shared)
+    {
         rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o555))?;
     }
     let (flags, mode) = (rustix::fs::OFlags::CREATE, Mode::from_raw_mode(0o444));
-    for name in DEVICES {
+    for name in devices() {
         let path = Path::new("dev").join(name);
         drop(rustix::fs::openat(root, path, flags, mode)?);
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write as _};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -79,11 +79,20 @@ impl Bait {
                 .into_owned(),
             host_abstract: name,
             host_port: port,
+            host_address: address(),
             host_file: file.display().to_string(),
             ..Facts::default()
         };
         Ok(())
     }
+}
+
+/// Returns the address by which this host would reach others. Nothing is sent to find it.
+fn address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    // An address of documentation, which every default route covers.
+    socket.connect(("203.0.113.1", 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Only root can; without it that attack has nothing to try.

@@ -7,6 +7,7 @@ use pinfold_types::api::Sandbox;
 use pinfold_types::spec::IsolationTier;
 use serde::Serialize;
 
+use super::exposure::{Seen, exposure};
 use crate::error::CliError;
 use crate::printer::{Printer, printable, table_width};
 use crate::table::{Column, render};
@@ -16,18 +17,9 @@ const WIDTH: usize = 80;
 /// Most characters that are told of one attack: a guest may say anything.
 const DETAIL_CHARACTERS_MAX: usize = 300;
 
-/// What is not stopped, in words.
-const EXPOSURE: &[&str] = &[
-    "the kernel itself is shared: a hole in what the call filter lets through is a way out",
-    "side channels of the CPU are not closed",
-    "every file beneath the host's /usr that everybody may read can be read (image `host`)",
-    "a sandbox can use up its own limits and end or starve its own programs",
-];
-/// The same where sandboxes have no ids of their own.
-const EXPOSURE_SHARED: &str =
-    "sandboxes of one ordinary user share host ids: only namespaces separate them";
-/// The same where memory is not limited.
-const EXPOSURE_MEMORY: &str = "memory is not limited here: a sandbox can use the host's";
+/// Said where something is `untested`.
+const UNTESTED: &str =
+    "nothing shows that an attack that is `untested` would have worked without its defence";
 
 /// How an attack was judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -107,14 +99,14 @@ impl Report {
     /// Puts a report together for what a sandbox really got.
     pub(super) fn new(sandbox: &Sandbox, attacks: Vec<Judged>) -> Self {
         let granted = sandbox.granted.clone().unwrap_or_default();
-        let mut exposure: Vec<String> = EXPOSURE.iter().map(|line| (*line).to_owned()).collect();
-        if !granted.ids.starts_with("range") {
-            exposure.push(EXPOSURE_SHARED.to_owned());
-        }
-        if sandbox.spec.resources.memory.is_none() {
-            exposure.push(EXPOSURE_MEMORY.to_owned());
-        }
+        let mut exposure = exposure(&Seen::of(sandbox));
         exposure.extend(granted.notes);
+        if attacks
+            .iter()
+            .any(|judged| judged.result == Verdict::Untested)
+        {
+            exposure.push(UNTESTED.to_owned());
+        }
         let system = rustix::system::uname();
         Self {
             version: env!("CARGO_PKG_VERSION"),
