@@ -347,9 +347,8 @@ fn ports() -> Found {
 /// Types into a terminal of its own, which must be its controlling one.
 fn terminal() -> Found {
     let ended = fork(|| {
-        let terminal = match own_terminal() {
-            Ok(terminal) => terminal,
-            Err(_) => return NO_TERMINAL,
+        let Ok(terminal) = own_terminal() else {
+            return NO_TERMINAL;
         };
         let letter = b'x';
         let address = (&raw const letter).addr();
