@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use list::ATTACKS;
-pub use needs::{BRING_DOWN, needs_of, needs_root};
+pub use needs::{BRING_DOWN, is_proven, needs_of, needs_root};
 
 /// Variable that holds the [`Facts`] as JSON.
 pub const FACTS_VARIABLE: &str = "PINFOLD_ATTACK_FACTS";
@@ -137,7 +137,9 @@ pub fn reference() -> String {
          An attack that is not *shown to work* below is reported as `untested` when it fails:\n\
          nothing proves that it would have worked without its defence. For the others a test\n\
          switches the named defences off, in a build that is never released, and sees the attack\n\
-         succeed. Several names were left out together.\n",
+         succeed. Several names were left out together. What says *as root* means something in\n\
+         sandboxes of the host's root alone. What *needs* something is `not expressible` on a host\n\
+         that lacks it, and where that was so on every host of the test yet, it is untested on others.\n",
     );
     for group in [
         Group::Agent,
@@ -154,13 +156,14 @@ pub fn reference() -> String {
         for attack in ATTACKS.iter().filter(|attack| attack.group == group) {
             let mut without = match attack.succeeds_without {
                 [] => "untested".to_owned(),
-                switches => format!("`{}`", switches.join("`, `")),
+                switches if is_proven(attack) => format!("`{}`", switches.join("`, `")),
+                switches => format!("untested, should be `{}`", switches.join("`, `")),
             };
-            if let Some(needs) = needs_of(attack.name) {
-                let _infallible = write!(without, "; needs {needs}");
-            }
             if needs_root(attack) {
                 without.push_str("; as root");
+            }
+            if let Some(needs) = needs_of(attack.name) {
+                let _infallible = write!(without, "; needs {needs}");
             }
             let _infallible = writeln!(
                 page,

@@ -73,6 +73,12 @@ pub(super) fn missing() -> BTreeMap<&'static str, String> {
             missing.insert(attack, why.to_owned());
         }
     }
+    if !may_have_resources() {
+        for attack in ["raise-limits", "negative-preference"] {
+            let why = "nobody here, and no root, may have CAP_SYS_RESOURCE";
+            missing.insert(attack, why.to_owned());
+        }
+    }
     let typing = std::fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti");
     if typing.is_ok_and(|allowed| allowed.trim() == "0") {
         missing.insert(
@@ -81,4 +87,13 @@ pub(super) fn missing() -> BTreeMap<&'static str, String> {
         );
     }
     missing
+}
+
+/// Returns whether any program of this session could get `CAP_SYS_RESOURCE`.
+fn may_have_resources() -> bool {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let bounding = bounding.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    bounding.is_none_or(|mask| mask & SYS_RESOURCE != 0)
 }

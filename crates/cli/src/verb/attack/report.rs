@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use pinfold_attack::{Attack, Group, Outcome, Said};
+use pinfold_attack::{Attack, Group, Outcome, Said, is_proven};
 use pinfold_types::api::Sandbox;
 use pinfold_types::spec::IsolationTier;
 use serde::Serialize;
@@ -69,7 +69,7 @@ impl Judged {
         let result = match outcome {
             Outcome::Worked => Verdict::Broken,
             Outcome::NotExpressible => Verdict::NotExpressible,
-            Outcome::Failed if attack.succeeds_without.is_empty() => Verdict::Untested,
+            Outcome::Failed if !is_proven(attack) => Verdict::Untested,
             Outcome::Failed => Verdict::Held,
         };
         Self {
