@@ -111,7 +111,7 @@ pub(crate) fn sandbox(sandbox: &Sandbox) -> String {
     if let Some(reason) = &sandbox.reason {
         line("reason", reason);
     }
-    line("owner", &format!("uid {}", sandbox.owner));
+    line("owner", &sandbox.owner.to_string());
     line("image", &spec.image);
     if let Some(language) = spec.language {
         line("language", language.as_str());

@@ -2,23 +2,67 @@
 
 use std::collections::BTreeMap;
 
-use pinfold_types::{SandboxId, SandboxState};
+use pinfold_types::{KeyId, Principal, Role, SandboxId, SandboxState};
 
 /// Who asks for something, as the transport has proved it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// User id of the peer; the owner of what it creates.
-    pub uid: u32,
-    /// Group id of the peer.
-    pub gid: u32,
-    /// Sees and changes the sandboxes of every owner.
-    pub admin: bool,
+    /// The owner of what it creates.
+    pub principal: Principal,
+    /// What it may do.
+    pub role: Role,
+    /// User id of the peer, when it is a process of this host.
+    pub uid: Option<u32>,
+    /// Group id of the peer, when it is a process of this host.
+    pub gid: Option<u32>,
+    /// The API key that it showed, when it showed one.
+    pub key: Option<KeyId>,
 }
 
 impl Caller {
+    /// Returns a process of this host, as the kernel proves it.
+    pub const fn of_host(uid: u32, gid: u32, role: Role) -> Self {
+        Self {
+            principal: Principal::User(uid),
+            role,
+            uid: Some(uid),
+            gid: Some(gid),
+            key: None,
+        }
+    }
+
+    /// Returns whoever showed a key.
+    pub const fn of_key(key: KeyId, principal: Principal, role: Role) -> Self {
+        Self {
+            principal,
+            role,
+            uid: None,
+            gid: None,
+            key: Some(key),
+        }
+    }
+
+    /// Returns the daemon itself, which may see and change everything.
+    pub(crate) const fn daemon() -> Self {
+        Self::of_host(0, 0, Role::Admin)
+    }
+
+    /// Returns whether this caller sees and changes what every owner has.
+    pub const fn is_admin(&self) -> bool {
+        matches!(self.role, Role::Admin)
+    }
+
+    /// Returns whether this caller may change what it sees.
+    pub const fn may_change(&self) -> bool {
+        match self.role {
+            Role::Viewer => false,
+            Role::User | Role::Admin => true,
+        }
+    }
+
     /// Returns whether this caller may see what `owner` owns.
-    pub const fn may_see(&self, owner: u32) -> bool {
-        self.admin || self.uid == owner
+    pub fn may_see(&self, owner: &Principal) -> bool {
+        self.is_admin() || self.principal == *owner
     }
 }
 

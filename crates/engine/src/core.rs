@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pinfold_driver::Driver;
-use pinfold_types::{ErrorCode, ExecId, SandboxId, SandboxName};
+use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName};
 use serde_json::json;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ impl std::fmt::Debug for Core {
 #[derive(Debug, Default)]
 struct Registry {
     by_id: BTreeMap<SandboxId, Arc<Entry>>,
-    by_name: HashMap<(u32, SandboxName), SandboxId>,
+    by_name: HashMap<(Principal, SandboxName), SandboxId>,
 }
 
 /// The parts that a [`Core`] is made from.
@@ -127,9 +127,13 @@ impl Core {
     }
 
     /// Returns a name that its owner does not use yet.
-    pub(crate) fn free_name(&self, owner: u32, prefix: &str) -> SandboxName {
+    pub(crate) fn free_name(&self, owner: &Principal, prefix: &str) -> SandboxName {
         let registry = self.registry();
-        let taken = |name: &SandboxName| registry.by_name.contains_key(&(owner, name.clone()));
+        let taken = |name: &SandboxName| {
+            registry
+                .by_name
+                .contains_key(&(owner.clone(), name.clone()))
+        };
         let mut name = SandboxName::generate(prefix);
         for _ in 0..NAME_TRIES_MAX {
             if !taken(&name) {
@@ -163,7 +167,7 @@ impl Core {
             .details(json!({ "limit": most }))
             .hint("remove some with `pinfold rm NAME`"));
         }
-        let key = (entry.owner, entry.name.clone());
+        let key = (entry.owner.clone(), entry.name.clone());
         if registry.by_name.contains_key(&key) {
             return Err(EngineError::new(
                 ErrorCode::AlreadyExists,
@@ -184,7 +188,9 @@ impl Core {
     pub(crate) fn unregister(&self, entry: &Entry) {
         let mut registry = self.registry();
         registry.by_id.remove(&entry.id);
-        registry.by_name.remove(&(entry.owner, entry.name.clone()));
+        registry
+            .by_name
+            .remove(&(entry.owner.clone(), entry.name.clone()));
     }
 
     /// Returns the sandboxes that a caller may see, oldest first.
@@ -192,7 +198,7 @@ impl Core {
         self.registry()
             .by_id
             .values()
-            .filter(|entry| caller.may_see(entry.owner))
+            .filter(|entry| caller.may_see(&entry.owner))
             .cloned()
             .collect()
     }
@@ -205,19 +211,21 @@ impl Core {
             return registry
                 .by_id
                 .get(&id)
-                .filter(|entry| caller.may_see(entry.owner))
+                .filter(|entry| caller.may_see(&entry.owner))
                 .cloned()
                 .ok_or_else(not_found);
         }
         let name = target.parse::<SandboxName>().map_err(|_| not_found())?;
-        let own = registry.by_name.get(&(caller.uid, name.clone()));
+        let own = registry
+            .by_name
+            .get(&(caller.principal.clone(), name.clone()));
         if let Some(entry) = own.and_then(|id| registry.by_id.get(id)) {
             return Ok(Arc::clone(entry));
         }
         let mut others = registry
             .by_id
             .values()
-            .filter(|entry| entry.name == name && caller.may_see(entry.owner));
+            .filter(|entry| entry.name == name && caller.may_see(&entry.owner));
         match (others.next(), others.next()) {
             (Some(entry), None) => Ok(Arc::clone(entry)),
             (None, _) => Err(not_found()),

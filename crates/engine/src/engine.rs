@@ -139,9 +139,10 @@ impl Engine {
             let name = request.name.clone();
             let row = SandboxRow {
                 id: SandboxId::new(),
-                name: name
-                    .unwrap_or_else(|| core.free_name(caller.uid, name_prefix(&request.spec))),
-                owner: caller.uid,
+                name: name.unwrap_or_else(|| {
+                    core.free_name(&caller.principal, name_prefix(&request.spec))
+                }),
+                owner: caller.principal.clone(),
                 state: SandboxState::Creating,
                 reason: None,
                 spec: request.spec.clone(),
@@ -177,7 +178,7 @@ impl Engine {
         if spec.mounts.is_empty() {
             return Ok(());
         }
-        if self.core.config.binds_need_admin && !caller.admin {
+        if self.core.config.binds_need_admin && !caller.is_admin() {
             return Err(EngineError::new(
                 ErrorCode::PermissionDenied,
                 "only root may mount host paths through a daemon that runs as root",
@@ -385,12 +386,7 @@ impl Engine {
         let core = &self.core;
         core.closing.cancel();
         core.tasks.close();
-        let everybody = Caller {
-            uid: 0,
-            gid: 0,
-            admin: true,
-        };
-        let entries = core.visible(&everybody);
+        let entries = core.visible(&Caller::daemon());
         let ended = async {
             core.tasks.wait().await;
             for entry in &entries {

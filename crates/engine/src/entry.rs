@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pinfold_driver::{Instance, PreparedImage};
 use pinfold_types::api::Sandbox;
-use pinfold_types::{ErrorCode, ExecId, SandboxId, SandboxName, SandboxState};
+use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName, SandboxState};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -96,7 +96,7 @@ pub(crate) struct View {
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
     pub(crate) name: SandboxName,
-    pub(crate) owner: u32,
+    pub(crate) owner: Principal,
     mailbox: mpsc::Sender<Message>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) activity: Arc<Activity>,
@@ -120,7 +120,7 @@ impl Entry {
         let entry = Self {
             id: row.id.clone(),
             name: row.name.clone(),
-            owner: row.owner,
+            owner: row.owner.clone(),
             mailbox,
             view: watch::Sender::new(View {
                 row: Arc::new(row),

@@ -348,12 +348,7 @@ async fn follow_stray(
 /// Removes journals of sandboxes that no row names. Persist directories are never removed so.
 async fn remove_orphaned_journals(core: &Arc<Core>) {
     let known: HashSet<SandboxId> = {
-        let everybody = crate::caller::Caller {
-            uid: 0,
-            gid: 0,
-            admin: true,
-        };
-        let registered = core.visible(&everybody);
+        let registered = core.visible(&crate::caller::Caller::daemon());
         let ids = registered.iter().map(|entry| entry.id.clone());
         ids.chain(core.unreadable.iter().cloned()).collect()
     };

@@ -11,30 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pinfold_types::api::{CreateSandboxRequest, Sandbox};
-use pinfold_types::{ExecEvent, ExecSpec, SandboxSpec};
+use pinfold_types::{ExecEvent, ExecSpec, Role, SandboxSpec};
 
 use self::stub::{StubDriver, World};
 use crate::clock::Clock;
 use crate::core::Seams;
 use crate::{Caller, Engine, EngineConfig, EngineError, EventReader};
 
-const USER: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    admin: false,
-};
+static USER: Caller = Caller::of_host(1000, 1000, Role::User);
 
-const OTHER: Caller = Caller {
-    uid: 1001,
-    gid: 1001,
-    admin: false,
-};
+static OTHER: Caller = Caller::of_host(1001, 1001, Role::User);
 
-const ADMIN: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    admin: true,
-};
+static ADMIN: Caller = Caller::of_host(0, 0, Role::Admin);
 
 async fn open(dir: &Path, world: &Arc<World>) -> Engine {
     open_with(EngineConfig::new(dir), world).await

@@ -13,13 +13,9 @@ use pinfold_engine::{Caller, Engine, EngineConfig};
 use pinfold_types::api::{CreateSandboxRequest, SignalRequest};
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::spec::{DeadlineAction, Deadlines, IsolationTier};
-use pinfold_types::{EventKind, ExecEvent, ExecId, ExecSpec, SandboxSpec, SandboxState};
+use pinfold_types::{EventKind, ExecEvent, ExecId, ExecSpec, Role, SandboxSpec, SandboxState};
 
-const USER: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    admin: false,
-};
+static USER: Caller = Caller::of_host(1000, 1000, Role::User);
 
 fn agent() -> PathBuf {
     agent_binary(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()

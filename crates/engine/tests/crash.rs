@@ -12,16 +12,12 @@ use pinfold_engine::{Caller, Engine, EngineConfig};
 use pinfold_types::api::{CreateSandboxRequest, StopRequest};
 use pinfold_types::crash::CRASH_AT;
 use pinfold_types::spec::IsolationTier;
-use pinfold_types::{EventKind, ExecSpec, SandboxSpec, SandboxState};
+use pinfold_types::{EventKind, ExecSpec, Role, SandboxSpec, SandboxState};
 
 /// Tells the test that it is the daemon that ends, and where its state is.
 const CHILD_STATE: &str = "PINFOLD_TEST_CRASH_STATE";
 
-const USER: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    admin: false,
-};
+static USER: Caller = Caller::of_host(1000, 1000, Role::User);
 
 /// Every point that a life passes, in the order of the life.
 const POINTS: &[&str] = &[

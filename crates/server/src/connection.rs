@@ -98,7 +98,7 @@ impl Acceptor {
                 return;
             }
         };
-        let place = self.connections.enter(peer.caller.uid);
+        let place = self.connections.enter(peer.caller.principal.clone());
         let limit = options.connections_per_user_max;
         if peer.refused.is_none() && place.number > limit {
             peer.refused = Some(peer::too_many_connections(limit));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pinfold_engine::Caller;
-use pinfold_types::ErrorCode;
+use pinfold_types::{ErrorCode, Principal, Role};
 use tokio::net::UnixStream;
 
 use crate::error::ApiError;
@@ -25,14 +25,19 @@ pub(crate) fn identify(stream: &UnixStream, options: &ServerOptions) -> std::io:
     let credentials = stream.peer_cred()?;
     let uid = credentials.uid();
     Ok(Peer {
-        caller: Caller {
-            uid,
-            gid: credentials.gid(),
-            admin: uid == options.own_uid,
-        },
+        caller: Caller::of_host(uid, credentials.gid(), role(uid, options.own_uid)),
         pid: credentials.pid(),
         refused: refusal(uid, options.own_uid),
     })
+}
+
+/// Whom the daemon runs as is its admin.
+const fn role(uid: u32, own_uid: u32) -> Role {
+    if uid == own_uid {
+        Role::Admin
+    } else {
+        Role::User
+    }
 }
 
 /// Root's daemon serves all whom the socket's mode lets in; a user's serves that user only.
@@ -50,18 +55,18 @@ fn refusal(uid: u32, own_uid: u32) -> Option<ApiError> {
 /// Counts the connections of each user.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connections {
-    counts: Arc<Mutex<HashMap<u32, usize>>>,
+    counts: Arc<Mutex<HashMap<Principal, usize>>>,
 }
 
 impl Connections {
     /// Counts one more; the count falls when the place is dropped.
-    pub(crate) fn enter(&self, uid: u32) -> Place {
+    pub(crate) fn enter(&self, principal: Principal) -> Place {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(uid).or_insert(0);
+        let count = counts.entry(principal.clone()).or_insert(0);
         *count += 1;
         Place {
             connections: self.clone(),
-            uid,
+            principal,
             number: *count,
         }
     }
@@ -71,7 +76,7 @@ impl Connections {
 #[derive(Debug)]
 pub(crate) struct Place {
     connections: Connections,
-    uid: u32,
+    principal: Principal,
     /// How many there were with this one.
     pub(crate) number: usize,
 }
@@ -80,10 +85,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let counts = &self.connections.counts;
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.uid) {
+        if let Some(count) = counts.get_mut(&self.principal) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.uid);
+                counts.remove(&self.principal);
             }
         }
     }
@@ -114,10 +119,10 @@ mod tests {
     #[test]
     fn places_are_given_back() {
         let connections = Connections::default();
-        let first = connections.enter(7);
-        let second = connections.enter(7);
+        let first = connections.enter(Principal::User(7));
+        let second = connections.enter(Principal::User(7));
         assert_eq!((first.number, second.number), (1, 2));
-        assert_eq!(connections.enter(8).number, 1);
+        assert_eq!(connections.enter(Principal::User(8)).number, 1);
         drop((first, second));
         assert!(connections.counts.lock().unwrap().is_empty());
     }

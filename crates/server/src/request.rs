@@ -33,7 +33,7 @@ impl FromRequestParts<Api> for Asked {
         let peer = parts.extensions.get::<Peer>().ok_or_else(missing)?;
         let request_id = parts.extensions.get::<RequestId>().ok_or_else(missing)?;
         Ok(Self {
-            caller: peer.caller,
+            caller: peer.caller.clone(),
             request_id: request_id.clone(),
         })
     }

@@ -138,7 +138,7 @@ async fn each_request(mut request: Request, next: Next) -> Response {
         %method,
         path,
         status = response.status().as_u16(),
-        uid = peer.as_ref().map(|peer| peer.caller.uid),
+        principal = peer.as_ref().map(|peer| tracing::field::display(&peer.caller.principal)),
         pid = peer.as_ref().and_then(|peer| peer.pid),
         elapsed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         "request"

@@ -278,7 +278,7 @@ mod tests {
         Sandbox {
             id: SandboxId::new(),
             name: pinfold_types::SandboxName::generate("a"),
-            owner: 0,
+            owner: pinfold_types::Principal::User(0),
             state: SandboxState::Running,
             reason: None,
             spec: SandboxSpec {

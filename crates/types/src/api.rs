@@ -8,6 +8,7 @@ use crate::doctor::Finding;
 use crate::exec::{ExecExit, ExecSpec};
 use crate::id::{ExecId, SandboxId};
 use crate::name::SandboxName;
+use crate::principal::Principal;
 use crate::spec::{IsolationTier, SandboxSpec};
 use crate::state::SandboxState;
 
@@ -32,8 +33,8 @@ pub struct Sandbox {
     pub id: SandboxId,
     /// Its name.
     pub name: SandboxName,
-    /// Who owns it: the uid of the caller who made it.
-    pub owner: u32,
+    /// Who owns it: whoever made it.
+    pub owner: Principal,
     /// Where it is in its life.
     pub state: SandboxState,
     /// Why it failed, when it did.

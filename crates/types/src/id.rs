@@ -130,6 +130,11 @@ typed_id!(
     RequestId,
     'r'
 );
+typed_id!(
+    /// Identifies one API key for ever. It is the public part of the key and no secret.
+    KeyId,
+    'k'
+);
 
 #[cfg(test)]
 mod tests {

@@ -12,14 +12,16 @@ pub mod exec;
 pub mod frame;
 pub mod id;
 pub mod name;
+pub mod principal;
 pub mod spec;
 pub mod state;
 pub mod units;
 
 pub use error::{ApiErrorBody, ErrorChain, ErrorCode};
 pub use exec::{EventKind, ExecEvent, ExecExit, ExecSpec, OutputStream};
-pub use id::{ExecId, SandboxId};
+pub use id::{ExecId, KeyId, SandboxId};
 pub use name::SandboxName;
+pub use principal::{Principal, PrincipalName, Role};
 pub use spec::{MountSpec, Resources, SandboxSpec};
 pub use state::SandboxState;
 pub use units::{ByteSize, MilliCpu};

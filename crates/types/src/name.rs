@@ -91,25 +91,31 @@ impl FromStr for SandboxName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let bytes = text.as_bytes();
-        let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
-        let good = !bytes.is_empty()
-            && bytes.len() <= NAME_LENGTH_MAX
-            && bytes.first().is_some_and(u8::is_ascii_lowercase)
-            && bytes.last().is_some_and(|b| *b != b'-')
-            && bytes.iter().all(inner);
-        if !good {
-            return Err(NameError::Pattern {
-                text: text.chars().take(64).collect(),
-            });
-        }
-        if looks_like_id(text) {
-            return Err(NameError::LooksLikeId {
-                text: text.to_owned(),
-            });
-        }
+        check(text)?;
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Returns whether a text follows the pattern of all names.
+pub(crate) fn check(text: &str) -> Result<(), NameError> {
+    let bytes = text.as_bytes();
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    let good = !bytes.is_empty()
+        && bytes.len() <= NAME_LENGTH_MAX
+        && bytes.first().is_some_and(u8::is_ascii_lowercase)
+        && bytes.last().is_some_and(|b| *b != b'-')
+        && bytes.iter().all(inner);
+    if !good {
+        return Err(NameError::Pattern {
+            text: text.chars().take(64).collect(),
+        });
+    }
+    if looks_like_id(text) {
+        return Err(NameError::LooksLikeId {
+            text: text.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 impl fmt::Display for SandboxName {

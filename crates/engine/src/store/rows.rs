@@ -3,7 +3,7 @@
 use pinfold_driver::{InstanceRecord, PreparedImage};
 use pinfold_types::api::{Exec, Granted, Sandbox, format_time_ms};
 use pinfold_types::{
-    ExecExit, ExecId, ExecSpec, SandboxId, SandboxName, SandboxSpec, SandboxState,
+    ExecExit, ExecId, ExecSpec, Principal, SandboxId, SandboxName, SandboxSpec, SandboxState,
 };
 use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use super::{Durability, Store, StoreError};
 pub(crate) struct SandboxRow {
     pub(crate) id: SandboxId,
     pub(crate) name: SandboxName,
-    pub(crate) owner: u32,
+    pub(crate) owner: Principal,
     pub(crate) state: SandboxState,
     pub(crate) reason: Option<String>,
     pub(crate) spec: SandboxSpec,
@@ -37,7 +37,7 @@ impl SandboxRow {
         Sandbox {
             id: self.id.clone(),
             name: self.name.clone(),
-            owner: self.owner,
+            owner: self.owner.clone(),
             state: self.state,
             reason: self.reason.clone(),
             spec: self.spec.clone(),
@@ -173,7 +173,7 @@ impl Store {
         let row = (
             row.id.to_string(),
             row.name.to_string(),
-            row.owner,
+            row.owner.to_string(),
             row.state.as_str(),
             row.reason.clone(),
             row.created_ms,
@@ -347,7 +347,7 @@ fn read_sandbox(row: &Row<'_>) -> rusqlite::Result<SandboxRow> {
     Ok(SandboxRow {
         id: parsed(row, "id")?,
         name: parsed(row, "name")?,
-        owner: row.get("owner")?,
+        owner: parsed(row, "owner")?,
         state: parsed(row, "state")?,
         reason: row.get("reason")?,
         spec: json(&row.get::<_, String>("spec")?)?,

@@ -7,7 +7,8 @@ use rusqlite::Connection;
 use crate::error::OpenError;
 
 /// One step for each version. A step that was released is never changed: a new one follows it.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE sandboxes (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL,
@@ -34,7 +35,46 @@ const STEPS: &[&str] = &["
         last_seq INTEGER NOT NULL,
         PRIMARY KEY (sandbox, id)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- Owners are principals and no longer only users of the host. A table that others refer to is
+    -- never dropped while they do: that would remove their rows too.
+    CREATE TABLE new_sandboxes (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT,
+        spec TEXT NOT NULL,
+        record TEXT,
+        granted TEXT,
+        image TEXT,
+        created_ms INTEGER NOT NULL,
+        changed_ms INTEGER NOT NULL,
+        lifetime_done INTEGER NOT NULL,
+        keep_persist INTEGER NOT NULL,
+        UNIQUE (owner, name)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_sandboxes SELECT id, name, 'uid:' || owner, state, reason, spec, record,
+        granted, image, created_ms, changed_ms, lifetime_done, keep_persist FROM sandboxes;
+    CREATE TABLE new_execs (
+        sandbox TEXT NOT NULL REFERENCES new_sandboxes (id) ON DELETE CASCADE,
+        id TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        started_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        ending TEXT,
+        last_seq INTEGER NOT NULL,
+        PRIMARY KEY (sandbox, id)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_execs SELECT sandbox, id, spec, started_ms, ended_ms, ending, last_seq
+        FROM execs;
+    DROP TABLE execs;
+    DROP TABLE sandboxes;
+    ALTER TABLE new_sandboxes RENAME TO sandboxes;
+    ALTER TABLE new_execs RENAME TO execs;
+",
+];
 
 /// Brings a database to the present version, each step in a transaction of its own.
 pub(super) fn migrate(

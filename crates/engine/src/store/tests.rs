@@ -1,12 +1,12 @@
-use pinfold_types::{ExecId, ExecSpec, SandboxId, SandboxSpec, SandboxState};
+use pinfold_types::{ExecId, ExecSpec, Principal, SandboxId, SandboxSpec, SandboxState};
 
 use super::*;
 
-fn row(name: &str, owner: u32) -> SandboxRow {
+fn row(name: &str, uid: u32) -> SandboxRow {
     SandboxRow {
         id: SandboxId::new(),
         name: name.parse().unwrap(),
-        owner,
+        owner: Principal::User(uid),
         state: SandboxState::Creating,
         reason: None,
         spec: SandboxSpec::default(),
@@ -110,6 +110,52 @@ async fn an_unreadable_row_is_left_alone() {
     let stored = Store::open(dir.path()).unwrap().load().await.unwrap();
     assert_eq!(stored.sandboxes, [good]);
     assert_eq!(stored.unreadable, [bad.id]);
+}
+
+/// What a daemon of version 1 left that had one running sandbox with three execs and a stopped one.
+const VERSION_1: &[u8] = include_bytes!("tests/version-1.db");
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_taken_over_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(DATABASE_FILE), VERSION_1).unwrap();
+    // The second time there is nothing left to bring up to date.
+    for _ in 0..2 {
+        let store = Store::open(dir.path()).unwrap();
+        let stored = store.load().await.unwrap();
+        assert!(stored.unreadable.is_empty());
+        let [kept, second] = stored.sandboxes.as_slice() else {
+            panic!("{stored:?}");
+        };
+        assert_eq!(
+            (kept.name.as_str(), second.name.as_str()),
+            ("kept", "second")
+        );
+        assert_eq!(kept.state, SandboxState::Running);
+        assert_eq!(second.state, SandboxState::Stopped);
+        assert_eq!(kept.spec.labels["team"], "red");
+        for row in [kept, second] {
+            assert_eq!(row.owner, Principal::User(0));
+            assert!(row.record.is_some() && row.granted.is_some() && row.image.is_some());
+        }
+        let execs = store.execs(&kept.id).await.unwrap();
+        let codes: Vec<_> = execs
+            .iter()
+            .map(|exec| exec.exit.as_ref().map(|exit| exit.code))
+            .collect();
+        assert_eq!(codes, [Some(Some(3)), Some(Some(0)), None]);
+        assert_eq!(stored.execs, [execs[2].clone()]);
+        store.close().await;
+    }
+    // The keys between the tables and within them still hold.
+    let store = Store::open(dir.path()).unwrap();
+    let kept = store.load().await.unwrap().sandboxes.remove(0);
+    let clash = store.insert(&row("kept", 0)).await.unwrap_err();
+    assert!(matches!(clash, StoreError::Conflict { .. }));
+    store.insert(&row("kept", 1)).await.unwrap();
+    store.delete(&kept).await.unwrap();
+    assert!(store.execs(&kept.id).await.unwrap().is_empty());
+    assert_eq!(store.load().await.unwrap().sandboxes.len(), 2);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use pinfold_client::Client;
 use pinfold_driver::fake::{FakeDriver, agent_binary};
 use pinfold_engine::{Caller, Engine, EngineConfig};
 use pinfold_server::ServerOptions;
+use pinfold_types::Role;
 use pinfold_types::api::{CreateSandboxRequest, ExecRequest, Sandbox};
 use pinfold_types::spec::IsolationTier;
 use tempfile::TempDir;
@@ -170,11 +171,11 @@ impl Answer {
 
 /// Returns this process as the engine sees it behind its own socket.
 pub(crate) fn own_caller() -> Caller {
-    Caller {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        admin: true,
-    }
+    Caller::of_host(
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+        Role::Admin,
+    )
 }
 
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
