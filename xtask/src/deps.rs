@@ -41,6 +41,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pinfold-client", &["pinfold-types"]),
     ("pinfold-server", &["pinfold-types", "pinfold-engine"]),
     ("pinfold-bench", &[]),
+    (
+        "pinfold-fuzz",
+        &[
+            "pinfold",
+            "pinfold-types",
+            "pinfold-linux",
+            "pinfold-agent",
+            "pinfold-image",
+            "pinfold-driver",
+            "pinfold-engine",
+            "pinfold-server",
+        ],
+    ),
     ("pinfold-attack", &[]),
     ("xtask", &[]),
 ];

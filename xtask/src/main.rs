@@ -4,6 +4,7 @@ mod agent;
 mod codegen;
 mod deps;
 mod fixtures;
+mod fuzz;
 mod people;
 mod readme;
 mod setup;
@@ -23,7 +24,7 @@ struct Arguments {
     task: Task,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Task {
     /// Install what the tests need (Debian or Ubuntu, asks for root only when something is missing)
     Setup,
@@ -43,6 +44,8 @@ enum Task {
     Deps,
     /// Check the conventions that a lint cannot
     Tidy,
+    /// Fuzz every parser of hostile input for a while
+    Fuzz(fuzz::FuzzArguments),
     /// Write the stubs of the agent's services from their contract (needs protoc)
     Codegen,
     /// Build the reference documentation, with warnings as errors
@@ -79,6 +82,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => lint(&root),
         Task::Deps => deps::check(&root),
         Task::Tidy => tidy::check(&root),
+        Task::Fuzz(arguments) => fuzz::run(&root, &arguments),
         Task::Codegen => codegen::write(&root),
         Task::Docs => docs(&root),
     }

@@ -59,6 +59,14 @@ impl Default for Dials {
 }
 
 impl Dials {
+    /// Makes none: what is fuzzed must not reach the ports of its host.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn closed() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(0)),
+        }
+    }
+
     /// Connects to a port of `127.0.0.1` or else of `::1`.
     pub(crate) async fn connect(&self, port: u16) -> Result<Connection, DialError> {
         let place = Arc::clone(&self.free)

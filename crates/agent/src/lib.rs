@@ -12,6 +12,8 @@ mod boot;
 mod connect;
 pub mod dial;
 pub mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod journal;
 mod json;
 pub mod metrics;

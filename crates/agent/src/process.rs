@@ -70,6 +70,8 @@ pub struct Table {
     null: OwnedFd,
     /// The limit on open files that execs get, since the agent raised its own.
     open_files: (u64, u64),
+    /// Most execs that run at once.
+    running_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +108,15 @@ impl Table {
             plain,
             null,
             open_files,
+            running_max: RUNNING_MAX,
         }
+    }
+
+    /// Starts none: what is fuzzed must not run the programs of its host.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn closed(mut self) -> Self {
+        self.running_max = 0;
+        self
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {

@@ -13,7 +13,8 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 
 use crate::Agent;
@@ -53,11 +54,14 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     }
 }
 
-async fn serve_stream(
+/// Serves one connection until it ends.
+pub(crate) async fn serve_stream<S>(
     agent: Arc<Agent>,
     calls: TowerToHyperService<ConnectRpcService>,
-    stream: UnixStream,
-) {
+    stream: S,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request: Request<Incoming>| {
         let (agent, calls) = (Arc::clone(&agent), calls.clone());
         async move {

@@ -57,6 +57,13 @@ fn start(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 impl Workers {
+    /// Waits until no stream is run.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(STREAMS_MAX).unwrap_or(u32::MAX);
+        drop(self.streams.acquire_many(all).await);
+    }
+
     /// Runs a short operation.
     pub(crate) async fn run<T: Send + 'static>(
         &self,

@@ -27,9 +27,13 @@ use pinfold_types::{EventKind, ExecEvent, ExecExit};
 use tokio::sync::{Notify, watch};
 
 pub(crate) use record::{CONTENT_BYTES_MAX, after, weight};
+#[cfg(feature = "fuzzing")]
+pub(crate) use record::{HEADER, encode};
 pub(crate) use writer::JournalWriter;
 
-use record::{Decoded, HEADER};
+use record::Decoded;
+#[cfg(not(feature = "fuzzing"))]
+use record::HEADER;
 
 /// Most bytes of events that a journal keeps in memory: readers that keep up never touch the disk,
 /// and a thousand busy execs take a quarter of a gibibyte.

@@ -19,6 +19,8 @@ mod engine;
 mod entry;
 mod error;
 mod exec;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod journal;
 mod leased;
 mod lock;

@@ -10,11 +10,13 @@ mod job;
 mod outer;
 pub mod plan;
 mod server;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{
     AgentBinary, Exit, Launched, Launcher, LauncherConfig, LauncherIdentity, SubordinateIds,
 };
 pub use error::{LaunchError, LaunchFailure, Timing};
+#[cfg(feature = "fuzzing")]
+pub(crate) use server::check as check_plan;
 pub use server::serve;
 pub(crate) use wire::{Refusal, refused};

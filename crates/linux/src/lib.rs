@@ -8,6 +8,8 @@ pub mod capability;
 pub mod cgroup;
 pub mod descriptors;
 pub mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod identity;
 pub mod init;
 pub mod launcher;

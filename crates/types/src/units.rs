@@ -68,7 +68,8 @@ impl FromStr for ByteSize {
             reason = "a fraction of a size is approximate"
         )]
         let bytes = value * factor as f64;
-        if !bytes.is_finite() || !(0.0..9.0e18).contains(&bytes) {
+        // What a `u64` holds.
+        if !(0.0..18_446_744_073_709_551_616.0).contains(&bytes) {
             return Err(error());
         }
         #[expect(
@@ -145,6 +146,9 @@ impl fmt::Display for MilliCpu {
     }
 }
 
+/// Longest duration: 136 years, and in milliseconds still far from what any clock overflows at.
+const SECONDS_MAX: u64 = u32::MAX as u64;
+
 /// Parses a duration such as `500ms`, `30`, `30s`, `15m`, `2h`, `1h30m` or `7d`; a bare number is seconds.
 ///
 /// # Errors
@@ -158,9 +162,11 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, QuantityError> 
     };
     let mut rest = text.trim();
     if let Ok(seconds) = rest.parse::<u64>() {
-        return Ok(std::time::Duration::from_secs(
-            seconds.min(u64::from(u32::MAX)),
-        ));
+        // Refused as it would be with its unit, and not shortened in silence.
+        return match seconds {
+            0..=SECONDS_MAX => Ok(std::time::Duration::from_secs(seconds)),
+            _ => Err(error()),
+        };
     }
     let mut total_ms: u64 = 0;
     while !rest.is_empty() {
@@ -182,7 +188,7 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, QuantityError> 
         total_ms = number
             .checked_mul(factor)
             .and_then(|ms| total_ms.checked_add(ms))
-            .filter(|ms| *ms <= u64::from(u32::MAX) * 1000)
+            .filter(|ms| *ms <= SECONDS_MAX * 1000)
             .ok_or_else(error)?;
         rest = next;
     }
@@ -206,6 +212,7 @@ mod tests {
             ("256MiB", 268_435_456, "256MiB"),
             ("1.5g", 1_610_612_736, "1.5GiB"),
             ("2T", 2 << 40, "2TiB"),
+            ("16777215.5t", u64::MAX - (1 << 39) + 1, "16777215.5TiB"),
         ];
         for (text, bytes, shown) in cases {
             let size = text.parse::<ByteSize>().unwrap();
@@ -222,6 +229,7 @@ mod tests {
             "1x",
             "1.2.3g",
             "99999999999t",
+            "16777216.0t",
             "nan",
             "1e3",
             "i",
@@ -256,7 +264,18 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text).unwrap().as_millis(), ms, "{text}");
         }
-        for bad in ["", "m", "1x", "1h30", "-5s", "99999999999999d"] {
+        let longest = SECONDS_MAX.to_string();
+        assert_eq!(parse_duration(&longest).unwrap().as_secs(), SECONDS_MAX);
+        let bad = [
+            "",
+            "m",
+            "1x",
+            "1h30",
+            "-5s",
+            "99999999999999d",
+            "4294967296",
+        ];
+        for bad in bad {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }

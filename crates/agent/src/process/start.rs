@@ -20,7 +20,7 @@ use super::error::StartError;
 use super::exec::{Exec, Input};
 use super::streams::{End, Output};
 use super::supervise::supervise;
-use super::{ENDED_MAX, RUNNING_MAX, StartRequest, Table};
+use super::{ENDED_MAX, StartRequest, Table};
 use crate::journal::{EventKind, Journal};
 use crate::processes;
 use crate::users::{self, UserError};
@@ -64,7 +64,7 @@ impl Table {
             if let Some(exec) = entries.execs.get(&request.id) {
                 return Ok(exec.pid());
             }
-            if entries.running() >= RUNNING_MAX {
+            if entries.running() >= self.running_max {
                 return Err(StartError::running());
             }
             if entries.ended() >= ENDED_MAX {

@@ -5,7 +5,7 @@
 use pinfold_types::{EventKind, ExecEvent, OutputStream};
 
 /// First bytes of every file of a journal.
-pub(super) const HEADER: &[u8; 8] = b"pfjrnl\0\x01";
+pub(crate) const HEADER: &[u8; 8] = b"pfjrnl\0\x01";
 
 /// Length and checksum.
 const FRAME_BYTES: usize = 8;
@@ -31,7 +31,7 @@ pub(super) enum Decoded {
 }
 
 /// Appends an event's record.
-pub(super) fn encode(event: &ExecEvent, to: &mut Vec<u8>) {
+pub(crate) fn encode(event: &ExecEvent, to: &mut Vec<u8>) {
     let exit_text;
     let number;
     let (kind, content): (u8, &[u8]) = match &event.kind {

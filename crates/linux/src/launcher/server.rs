@@ -384,7 +384,7 @@ fn invalid(step: &str) -> Refusal {
     Refusal::new(LaunchFailure::InvalidPlan, step, &source)
 }
 
-fn check(plan: &Plan, descriptors: &[OwnedFd], mapped: bool) -> Result<(), Refusal> {
+pub(crate) fn check(plan: &Plan, descriptors: &[OwnedFd], mapped: bool) -> Result<(), Refusal> {
     if plan.version != PLAN_VERSION {
         return Err(invalid("read a plan of another version"));
     }

@@ -19,7 +19,7 @@ use super::plan::{Bind, PLAN_BYTES_MAX, PLAN_DESCRIPTORS_MAX, Plan};
 /// Most bytes of one message; a plan is the largest.
 const MESSAGE_BYTES_MAX: usize = PLAN_BYTES_MAX;
 /// Most descriptors of one message: those of a plan, and two that a job adds.
-const DESCRIPTORS_MAX: usize = PLAN_DESCRIPTORS_MAX + 2;
+pub(crate) const DESCRIPTORS_MAX: usize = PLAN_DESCRIPTORS_MAX + 2;
 /// Most characters of a path that are repeated in an answer.
 const SHOWN_PATH_MAX: usize = 1024;
 
@@ -48,7 +48,7 @@ pub(super) enum Outer {
 /// What the daemon asks for; descriptors as each says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// With the plan's descriptors. Answered by the pidfd.
     Launch(Box<Plan>),
     /// With the pidfd of the sandbox. Answered by the socket.
@@ -189,7 +189,7 @@ pub(super) fn send<T: Serialize>(
 /// # Errors
 ///
 /// Fails if the message is malformed or larger than any should be.
-pub(super) fn receive<T: DeserializeOwned>(
+pub(crate) fn receive<T: DeserializeOwned>(
     socket: &OwnedFd,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut header = [0u8; 4];
@@ -235,7 +235,7 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
 }
 
 /// Reads and writes a socket without ever raising a signal.
-struct Socket<'a>(BorrowedFd<'a>);
+pub(crate) struct Socket<'a>(pub(crate) BorrowedFd<'a>);
 
 impl io::Read for Socket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -12,6 +12,8 @@ mod context;
 mod daemon;
 mod environment;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod listen;
 mod output;
 mod printer;
@@ -38,7 +40,8 @@ use crate::printer::Printer;
 /// The hidden verb of the program that unpacks images in another user namespace.
 const UNPACK: &str = "internal-unpack";
 
-fn main() -> ExitCode {
+/// Runs the program with the arguments of this process and returns what it exits with.
+pub fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
     if words.next().is_some_and(|word| word == UNPACK) {
         let words: Vec<OsString> = words.collect();
