@@ -82,8 +82,8 @@ impl Host<'_> {
         let mode = Mode::from_raw_mode(0o700);
         let done = match choice % 9 {
             0 => {
-                let made = self.beneath.create_file(path, mode);
-                made.map(|file| drop(fs::File::from(file).write_all(b"new")))
+                let created = self.beneath.create_file(path, mode);
+                created.map(|file| drop(fs::File::from(file).write_all(b"new")))
             }
             1 => self.beneath.mkdir(path, mode),
             2 => self.beneath.mkdir_all(path, mode),
@@ -98,13 +98,13 @@ impl Host<'_> {
             return;
         }
         let there = fs::symlink_metadata(self.inside.join(path)).is_ok();
-        assert_eq!(there, !matches!(choice % 9, 6 | 7), "{choice} {path:?}");
+        assert_eq!(there, !matches!(choice % 9, 6 | 7), "{choice} {first:?}");
         let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-        assert!(path.components().all(plain), "{choice} outside: {path:?}");
+        assert!(path.components().all(plain), "{choice} outside: {first:?}");
         let parent = path.parent().unwrap_or(path);
         let parent = fs::canonicalize(self.inside.join(parent));
         let beneath = parent.is_ok_and(|parent| parent.starts_with(&self.inside));
-        assert!(beneath, "{choice} outside: {path:?}");
+        assert!(beneath, "{choice} outside: {first:?}");
     }
 
     fn read(&self, path: &Path) {
@@ -112,7 +112,7 @@ impl Host<'_> {
             let mut content = [0; 256];
             let count = rustix::io::read(&file, &mut content).unwrap_or(0);
             let content = content.get(..count).unwrap_or_default();
-            assert!(!contains(content, self.place.content()), "{path:?}");
+            assert!(!contains(content, self.place.content()), "read outside");
         }
         drop(self.beneath.stat(path));
     }

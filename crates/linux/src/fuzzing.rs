@@ -56,7 +56,12 @@ fn receive(bytes: &[u8], descriptors: usize) -> io::Result<Option<(Request, Vec<
     let null: OwnedFd = File::open("/dev/null")?.into();
     std::thread::scope(|scope| {
         // A message may be larger than what a socket holds.
-        scope.spawn(move || send(near, bytes, &null, descriptors));
+        scope.spawn(|| {
+            let sent = send(&near, bytes, &null, descriptors);
+            // The reader then finds the end.
+            drop(near);
+            sent
+        });
         let received = wire::receive(&far);
         // A sender of more than one message ends when nobody reads.
         drop(far);
@@ -64,7 +69,7 @@ fn receive(bytes: &[u8], descriptors: usize) -> io::Result<Option<(Request, Vec<
     })
 }
 
-fn send(near: OwnedFd, bytes: &[u8], null: &OwnedFd, descriptors: usize) -> io::Result<()> {
+fn send(near: &OwnedFd, bytes: &[u8], null: &OwnedFd, descriptors: usize) -> io::Result<()> {
     let rights = vec![null.as_fd(); descriptors];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -72,6 +77,6 @@ fn send(near: OwnedFd, bytes: &[u8], null: &OwnedFd, descriptors: usize) -> io::
         control.push(SendAncillaryMessage::ScmRights(&rights));
     }
     let parts = [IoSlice::new(bytes)];
-    let sent = sendmsg(&near, &parts, &mut control, SendFlags::NOSIGNAL)?;
+    let sent = sendmsg(near, &parts, &mut control, SendFlags::NOSIGNAL)?;
     wire::Socket(near.as_fd()).write_all(bytes.get(sent..).unwrap_or_default())
 }
