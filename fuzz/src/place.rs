@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, Permissions};
-use std::hash::{DefaultHasher, Hasher as _};
+use std::hash::{BuildHasher as _, DefaultHasher, Hasher as _, RandomState};
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ const DEPTH_MAX: usize = 400;
 pub(crate) struct Place {
     outer: TempDir,
     secret: (u64, u32, i64, u64),
+    content: String,
 }
 
 fn marks(metadata: &Metadata) -> (u64, u32, i64, u64) {
@@ -56,10 +57,15 @@ impl Place {
         fs::create_dir(outer.path().join("inside")).expect("it is writable");
         let secret = outer.path().join("secret");
         // Not known to who makes the input, or it could be written by rightful means.
-        fs::write(&secret, outer.path().as_os_str().as_encoded_bytes()).expect("it is writable");
+        let content = format!("secret {:x}", RandomState::new().hash_one(outer.path()));
+        fs::write(&secret, &content).expect("it is writable");
         let metadata = fs::metadata(&secret).expect("it was just made");
         let secret = marks(&metadata);
-        Self { outer, secret }
+        Self {
+            outer,
+            secret,
+            content,
+        }
     }
 
     /// Returns the directory.
@@ -74,7 +80,7 @@ impl Place {
 
     /// Returns what is in that file.
     pub(crate) fn content(&self) -> &[u8] {
-        self.outer.path().as_os_str().as_encoded_bytes()
+        self.content.as_bytes()
     }
 
     /// Asserts that nothing beside the directory was made, changed, linked to or removed.

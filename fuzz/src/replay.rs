@@ -2,30 +2,31 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use crate::{
     agent_answers, agent_requests, agent_unpack, api_json, api_requests, configuration,
     copy_unpack, frames, image_unpack, journal, launcher_plans, paths, words,
 };
 
-/// As when fuzzing; the tests of a process share it.
+/// As when fuzzing.
 #[global_allocator]
-static ALLOCATOR: cap::Cap<std::alloc::System> =
-    cap::Cap::new(std::alloc::System, TESTS * crate::ALLOCATED_BYTES_MAX);
+static ALLOCATOR: cap::Cap<std::alloc::System> = crate::allocator();
 
-/// Most targets that run at once.
-const TESTS: usize = 16;
+/// The allocator's limit is for one target at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Gives a target its corpus and what an engine always begins with: nothing.
 fn replay(target: &str, run: fn(&[u8])) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);
-    run(&[]);
+    crate::run(run, &[], &ALLOCATOR);
     let mut inputs = 0;
     for entry in fs::read_dir(&corpus).unwrap() {
         let input = fs::read(entry.unwrap().path()).unwrap();
-        run(&input);
+        crate::run(run, &input, &ALLOCATOR);
         inputs += 1;
     }
     assert!(inputs > 0, "{} is empty", corpus.display());

@@ -92,7 +92,8 @@ pub(crate) fn run(root: &Path, arguments: &FuzzArguments) -> Result<()> {
     }
     fuzz.build(&targets)?;
     if let (Some(input), [target]) = (&arguments.replay, targets.as_slice()) {
-        return crate::run(Command::new(fuzz.program(target)).arg(input));
+        let mut program = Command::new(fuzz.program(target));
+        return crate::run(program.arg(input).env("RUST_BACKTRACE", "0"));
     }
     if arguments.keep {
         return targets.iter().try_for_each(|target| fuzz.keep(target));
@@ -267,7 +268,8 @@ impl Room {
         } else {
             Command::new(program)
         };
-        command.current_dir(&self.0);
+        // A trace is made within the allocator's limit and takes longer than an input may.
+        command.current_dir(&self.0).env("RUST_BACKTRACE", "0");
         Ok(command)
     }
 }

@@ -1,6 +1,7 @@
 //! Directory trees as tar streams: made from host files, and unpacked on the host from a stream
 //! that a hostile sandbox wrote.
 
+mod extension;
 mod pack;
 mod unpack;
 

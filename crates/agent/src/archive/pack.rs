@@ -114,9 +114,8 @@ impl<W: Write> Pack<'_, W> {
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(parent, name, Vec::new())?;
-                let target = Path::new(OsStr::from_bytes(target.to_bytes()));
                 let mut header = header(EntryType::Symlink, &stat);
-                self.archive.append_link(&mut header, &path, target)
+                append_link(&mut self.archive, &mut header, &path, target.to_bytes())
             }
             FileType::Fifo => {
                 let mut header = header(EntryType::Fifo, &stat);
@@ -167,6 +166,27 @@ impl<W: Write> Pack<'_, W> {
         }
         Ok(())
     }
+}
+
+/// Appends a link whose target stays as it is, byte for byte; the builder's own way tidies it.
+fn append_link(
+    archive: &mut Builder<impl Write>,
+    header: &mut Header,
+    path: &Path,
+    target: &[u8],
+) -> io::Result<()> {
+    if header.set_link_name_literal(target).is_err() {
+        // Longer than the header's field, so a record before it has the whole.
+        let whole = target.chain(&[0][..]);
+        let mut record = Header::new_gnu();
+        record.set_entry_type(EntryType::GNULongLink);
+        record.set_path("@LongLink")?;
+        record.set_mode(0o644);
+        record.set_size(target.len() as u64 + 1);
+        record.set_cksum();
+        archive.append(&record, whole)?;
+    }
+    archive.append_data(header, path, io::empty())
 }
 
 fn open(parent: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,8 @@ pub(crate) fn pack(
         } else if kind.is_symlink() {
             let target = std::fs::read_link(&path).map_err(context)?;
             let mut header = header_of(&metadata, EntryType::Symlink, 0);
-            builder.append_link(&mut header, &entry, &target)?;
+            let target = target.as_os_str().as_bytes();
+            append_link(&mut builder, &mut header, &entry, target)?;
         } else if kind.is_file() {
             let whole = pack_file(&mut builder, &path, &entry, progress).map_err(context)?;
             if !whole {
@@ -61,6 +63,27 @@ pub(crate) fn pack(
     }
     builder.into_inner()?.flush()?;
     Ok(notes)
+}
+
+/// Appends a link whose target stays as it is, byte for byte; the builder's own way tidies it.
+fn append_link(
+    archive: &mut Builder<impl Write>,
+    header: &mut Header,
+    path: &Path,
+    target: &[u8],
+) -> io::Result<()> {
+    if header.set_link_name_literal(target).is_err() {
+        // Longer than the header's field, so a record before it has the whole.
+        let whole = target.chain(&[0][..]);
+        let mut record = Header::new_gnu();
+        record.set_entry_type(EntryType::GNULongLink);
+        record.set_path("@LongLink")?;
+        record.set_mode(0o644);
+        record.set_size(target.len() as u64 + 1);
+        record.set_cksum();
+        archive.append(&record, whole)?;
+    }
+    archive.append_data(header, path, io::empty())
 }
 
 fn pack_file(

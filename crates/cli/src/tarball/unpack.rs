@@ -3,19 +3,29 @@
 //! The stream may say anything. Every path is resolved beneath the destination without following a
 //! link, so nothing outside it is ever written; setuid bits, owners and devices are never taken.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use pinfold_linux::beneath::{Beneath, BeneathError, set_mode};
 use rustix::fs::Mode;
 use tar::{Archive, EntryType};
 
+use super::extension::Extension;
+
 /// Most entries of one copy: ten million files, far above any source tree, end a hostile stream.
 const ENTRIES_MAX: u64 = 10_000_000;
 
 /// Longest path of an entry in bytes, as the kernel has it.
 const PATH_BYTES_MAX: usize = 4095;
+
+/// Most bytes of the names of directories that get their mode after what is in them. One beyond that
+/// keeps the owner's rights, so that what is in it can still be made.
+const LATER_BYTES_MAX: usize = 16 << 20;
+
+/// Most lines about what was left out; a sandbox can leave as much as it likes.
+const NOTES_MAX: usize = 1000;
 
 /// Permission bits that are copied.
 const MODE_COPIED: u32 = 0o777;
@@ -27,6 +37,16 @@ pub(crate) struct Unpacked {
     pub(crate) entries: u64,
     /// What was left out, one line each.
     pub(crate) notes: Vec<String>,
+}
+
+impl Unpacked {
+    fn note(&mut self, note: String) {
+        match self.notes.len() {
+            0..NOTES_MAX => self.notes.push(note),
+            NOTES_MAX => self.notes.push("more was left out".to_owned()),
+            _ => {}
+        }
+    }
 }
 
 /// Why a stream could not be unpacked.
@@ -79,19 +99,27 @@ pub(crate) fn unpack(
     let mut seen: u64 = 0;
     // A directory that its owner may not write gets its mode last.
     let mut directories: Vec<(PathBuf, u32)> = Vec::new();
-    for entry in archive.entries().map_err(UnpackError::Stream)? {
+    let mut later_bytes = 0;
+    let mut extension = Extension::default();
+    for entry in archive.entries().map_err(UnpackError::Stream)?.raw(true) {
         let mut entry = entry.map_err(UnpackError::Stream)?;
         seen += 1;
         if seen > ENTRIES_MAX {
             return Err(UnpackError::TooMany);
         }
-        let sent = entry.path().map_err(UnpackError::Stream)?.into_owned();
+        if extension.take(&mut entry).map_err(UnpackError::Stream)? {
+            continue;
+        }
+        let extension = std::mem::take(&mut extension);
+        let sent = path_of(&extension.path.unwrap_or_else(|| entry.path_bytes().into()));
         let Some(path) = placed(&sent, name)? else {
             continue;
         };
         let mode = entry.header().mode().unwrap_or(0o644) & MODE_COPIED;
-        let target = entry.link_name().map_err(UnpackError::Stream)?;
-        let target = target.map(std::borrow::Cow::into_owned);
+        let target = extension
+            .link
+            .or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .map(|target| path_of(&target));
         let kind = entry.header().entry_type();
         if let Some(parent) = path
             .parent()
@@ -102,9 +130,12 @@ pub(crate) fn unpack(
         match (kind, target) {
             (EntryType::Directory, _) => {
                 root.mkdir_all(&path, Mode::from_raw_mode(0o700))?;
-                directories.push((path, mode));
+                later_bytes += path.as_os_str().len() + size_of::<(PathBuf, u32)>();
+                if later_bytes <= LATER_BYTES_MAX {
+                    directories.push((path, mode));
+                }
             }
-            (EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse, _) => {
+            (EntryType::Regular | EntryType::Continuous, _) => {
                 write_file(&root, &path, mode, &mut entry, progress)?;
             }
             (EntryType::Symlink, Some(target)) => {
@@ -118,7 +149,7 @@ pub(crate) fn unpack(
                 }
             }
             _ => {
-                done.notes.push(format!(
+                done.note(format!(
                     "{} is a special file and was left out",
                     path.display()
                 ));
@@ -127,6 +158,12 @@ pub(crate) fn unpack(
         }
         done.entries += 1;
     }
+    finish(&root, &directories)?;
+    Ok(done)
+}
+
+/// Gives directories the mode that they were sent with, innermost first.
+fn finish(root: &Beneath, directories: &[(PathBuf, u32)]) -> Result<(), UnpackError> {
     for (path, mode) in directories.iter().rev() {
         let file = root.open_file(path, rustix::fs::OFlags::DIRECTORY)?;
         let data = |source| UnpackError::Data {
@@ -135,7 +172,11 @@ pub(crate) fn unpack(
         };
         set_mode(std::os::fd::AsFd::as_fd(&file), Mode::from_raw_mode(*mode)).map_err(data)?;
     }
-    Ok(done)
+    Ok(())
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
 }
 
 /// Puts an entry beneath the name that the copy gets; `None` for the stream's own root.

@@ -54,7 +54,7 @@ pub(super) fn recover(dir: &Path) -> std::io::Result<Recovered> {
     // Only the last file can be torn; one that holds nothing whole leaves its place to the one before.
     while let Some(last) = firsts.pop() {
         let path = segment_path(dir, last);
-        let (bytes, last_event) = scan(&path)?;
+        let (bytes, last_event) = scan(&path, last)?;
         let Some(event) = last_event else {
             std::fs::remove_file(&path)?;
             continue;
@@ -80,8 +80,9 @@ pub(super) fn recover(dir: &Path) -> std::io::Result<Recovered> {
     Ok(recovered)
 }
 
-/// Returns how many bytes of a file are whole, and the last event in them.
-fn scan(path: &Path) -> std::io::Result<(u64, Option<ExecEvent>)> {
+/// Returns how many bytes of a file are whole, and the last event in them. The first must be the one
+/// that the file is named after, or readers would look for what follows in vain.
+fn scan(path: &Path, first_seq: u64) -> std::io::Result<(u64, Option<ExecEvent>)> {
     let mut bytes = Vec::new();
     File::open(path)?
         .take(RECOVERED_BYTES_MAX)
@@ -91,10 +92,7 @@ fn scan(path: &Path) -> std::io::Result<(u64, Option<ExecEvent>)> {
     };
     let mut last: Option<ExecEvent> = None;
     while let Decoded::Event(event, size) = record::decode(rest) {
-        if last
-            .as_ref()
-            .is_some_and(|last| record::after(last) != event.seq)
-        {
+        if last.as_ref().map_or(first_seq, record::after) != event.seq {
             break;
         }
         rest = rest.get(size..).unwrap_or_default();
