@@ -123,6 +123,7 @@ fn plan(identity: &LauncherIdentity, number: u32, layer: &Path, private: &Path) 
         writable: false,
         setuid: false,
         mapped: false,
+        reach: None,
     };
     let paths = ["/usr", "/lib", "/lib64", "/bin", "/sbin"];
     Plan {
@@ -145,6 +146,7 @@ fn plan(identity: &LauncherIdentity, number: u32, layer: &Path, private: &Path) 
                 .filter(|path| Path::new(path).exists())
                 .map(host)
                 .collect(),
+            layer_reach: None,
         },
         tmpfs_bytes: TMPFS_BYTES,
         hostname: "measured".to_owned(),

@@ -97,6 +97,27 @@ impl IdMaps {
         })
     }
 
+    /// Returns maps under which one user's files on disk are those of a range's root, and nobody
+    /// else's are anyone's.
+    ///
+    /// # Errors
+    ///
+    /// As [`IdMaps::of_range`].
+    pub fn of_one(user: u32, group: u32, range: IdRange) -> Result<Self, PairError> {
+        Self::of_range(range)?;
+        let one = |inside| {
+            vec![Extent {
+                inside,
+                outside: range.base,
+                count: 1,
+            }]
+        };
+        Ok(Self {
+            users: one(user),
+            groups: one(group),
+        })
+    }
+
     /// Returns maps under which every id that the calling process's namespace holds is itself.
     ///
     /// A line of a map may not cross two extents of the parent's, so there is one for each.

@@ -16,6 +16,7 @@ pub mod launcher;
 pub mod marks;
 pub mod mount;
 pub mod pty;
+pub mod reach;
 pub mod root;
 pub mod seccomp;
 pub mod spawn;

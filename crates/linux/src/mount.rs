@@ -49,6 +49,8 @@ pub enum MountError {
 pub struct Stack<'a> {
     /// Read-only layers, the topmost first.
     pub layers: &'a [PathBuf],
+    /// A detached mount, with its ids as they are to appear, that is the only layer.
+    pub given: Option<BorrowedFd<'a>>,
     /// Where what is written goes.
     pub private: Private<'a>,
     /// Whether writes must reach the disk.
@@ -140,7 +142,11 @@ fn stack_as_owner(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("prepare"))?;
     // A detached mount is dissolved with its descriptor, so each is kept until the stack exists.
     let mut kept = Vec::with_capacity(stack.layers.len());
-    for layer in stack.layers {
+    if let Some(given) = stack.given {
+        fsconfig_set_fd(context.as_fd(), "lowerdir+", given)
+            .map_err(failed("add the caller's layer to"))?;
+    }
+    for layer in stack.layers.iter().filter(|_| stack.given.is_none()) {
         let mount = open_layer(layer, stack.ids)?;
         fsconfig_set_fd(context.as_fd(), "lowerdir+", mount.as_fd())
             .map_err(|source| step("add the layer", layer, source.into()))?;
@@ -388,6 +394,7 @@ mod tests {
             let durability = Durability::Durable;
             stack(&Stack {
                 layers: &layers,
+                given: None,
                 private: Private::Directory(&private),
                 durability,
                 ids: Ids::Mapped(&self.pair),

@@ -21,7 +21,7 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
-pub(crate) use binds::{Prepared, place, prepare, take_away};
+pub(crate) use binds::{Prepared, Users, place, prepare, prepare_layer, take_away};
 
 use crate::launcher::plan::TmpfsLimit;
 use crate::launcher::{LaunchFailure, Refusal, refused};

@@ -39,6 +39,8 @@ pub(super) struct Launch<'a> {
     /// As [`Plan`] says.
     pub(super) descriptors: &'a [OwnedFd],
     pub(super) pair: &'a NamespacePair,
+    /// Maps the files of the user whom the plan names to the sandbox's root.
+    pub(super) caller: Option<&'a NamespacePair>,
     pub(super) tiny: BorrowedFd<'a>,
     /// The agent's file, by [`above`].
     pub(super) agent: BorrowedFd<'a>,
@@ -115,8 +117,17 @@ impl Launch<'_> {
             Identity::Range { .. } if !is_off(Defence::UserNamespace) => Ids::Mapped(self.pair),
             Identity::Range { .. } | Identity::Shared | Identity::Single => Ids::Unchanged,
         };
+        let users = root::Users {
+            sandbox: matches!(ids, Ids::Mapped(_)).then(|| self.pair.user()),
+            caller: self.caller.map(NamespacePair::user),
+        };
+        let reach = plan.root.layer_reach.as_ref();
+        let given = reach
+            .map(|reach| root::prepare_layer(&plan.root.layers, reach, users))
+            .transpose()?;
         let stack = mount::stack(&Stack {
             layers: &plan.root.layers,
+            given: given.as_ref().map(OwnedFd::as_fd),
             private: match plan.root.tmpfs_upper {
                 Some(limit) => Private::Memory(limit),
                 None if plan.root.private.is_file() => Private::Image(&plan.root.private),
@@ -131,8 +142,11 @@ impl Launch<'_> {
         })
         .map_err(refused_stack)?;
         watch.lap("stack the layers");
-        let user = matches!(ids, Ids::Mapped(_)).then(|| self.pair.user());
-        let binds = plan.root.binds.iter().map(|bind| root::prepare(bind, user));
+        let binds = plan
+            .root
+            .binds
+            .iter()
+            .map(|bind| root::prepare(bind, users));
         let binds = binds.collect::<Result<Vec<_>, _>>()?;
         watch.lap("clone the binds");
         if is_off(Defence::Descriptors) {

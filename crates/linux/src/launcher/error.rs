@@ -15,6 +15,8 @@ pub enum LaunchFailure {
     InvalidImage,
     /// A host path that the caller named cannot be shown inside.
     InvalidMount,
+    /// It is not this caller's right to use that host path.
+    Forbidden,
     /// More ids are needed than the caller holds; subordinate ids would give them.
     NeedsSubids,
     /// A limit of the host or of the sandbox's parent is reached.

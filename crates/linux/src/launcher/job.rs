@@ -21,9 +21,10 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use super::child::above;
 use super::error::LaunchFailure;
 use super::plan::Bind;
-use super::server::{channel, fork, report_channel};
+use super::server::{channel, fork, no_pair, report_channel};
 use super::wire::{self, Answer, Refusal, refused};
 use crate::beneath::Beneath;
+use crate::identity::{IdMaps, IdRange, NamespacePair, Seed};
 use crate::root;
 
 /// Longest that the launcher waits for a connection on a sandbox's loopback.
@@ -120,10 +121,50 @@ fn dial(family: AddressFamily, address: &std::net::SocketAddr) -> Result<OwnedFd
 /// Mounts a host path in a sandbox that runs.
 pub(super) fn attach(sandbox: BorrowedFd<'_>, bind: &Bind, mapped: bool) -> Given {
     let user = user_namespace(sandbox)?;
-    let prepared = root::prepare(bind, mapped.then(|| user.as_fd()))?;
+    let caller = pair_of_caller(sandbox, bind, mapped)?;
+    let users = root::Users {
+        sandbox: mapped.then(|| user.as_fd()),
+        caller: caller.as_ref().map(NamespacePair::user),
+    };
+    let prepared = root::prepare(bind, users)?;
     let root = enter(sandbox)?;
     root::place(&root, &prepared)?;
     Ok(None)
+}
+
+/// Makes what maps the files of the bind's caller to the root of a sandbox that runs.
+fn pair_of_caller(
+    sandbox: BorrowedFd<'_>,
+    bind: &Bind,
+    mapped: bool,
+) -> Result<Option<NamespacePair>, Refusal> {
+    let Some(user) = bind.reach.as_ref().and_then(|reach| reach.user.as_ref()) else {
+        return Ok(None);
+    };
+    let failed = |source: io::Error| {
+        Refusal::new(LaunchFailure::Internal, "read the sandbox's ids", &source)
+    };
+    if !mapped {
+        return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+    let map = std::fs::read_to_string(format!(
+        "/proc/{}/uid_map",
+        pid_of(sandbox).map_err(failed)?
+    ))
+    .map_err(failed)?;
+    // Its user namespace was opened before and the process lived then; if its number is another's
+    // by now, the mount is attached to nothing.
+    let base = map
+        .split_whitespace()
+        .nth(1)
+        .and_then(|base| base.parse().ok());
+    let base = base.ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ESRCH)))?;
+    if super::server::is_readable(sandbox) {
+        return Err(failed(io::Error::from_raw_os_error(libc::ESRCH)));
+    }
+    let maps = IdMaps::of_one(user.uid, user.gid, IdRange { base }).map_err(no_pair)?;
+    let pair = Seed::make().and_then(|seed| seed.map(&maps));
+    Ok(Some(pair.map_err(no_pair)?))
 }
 
 /// Takes a mount away from a sandbox that runs.

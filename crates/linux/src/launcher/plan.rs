@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::reach::Reach;
+
 /// Version of [`Plan`] and [`Boot`]; the launcher refuses another one.
 pub const PLAN_VERSION: u32 = 1;
 /// Most bytes of a plan on the wire.
@@ -72,6 +74,10 @@ pub struct RootPlan {
     pub tmpfs_upper: Option<TmpfsLimit>,
     /// Host paths over the stack: image `host` first, then the caller's, in this order.
     pub binds: Vec<Bind>,
+    /// Whose right it must be to use the only layer, a directory that the caller named. A user who
+    /// owns it appears as 0 inside. Without it the layers are the daemon's own.
+    #[serde(default)]
+    pub layer_reach: Option<Reach>,
 }
 
 /// Limits of a tmpfs.
@@ -99,6 +105,21 @@ pub struct Bind {
     pub setuid: bool,
     /// Whether ids on disk appear mapped to the sandbox's own (0 on disk is 0 inside).
     pub mapped: bool,
+    /// Whose right it must be to show it. With a user, and `mapped`, that user's id on disk is 0
+    /// inside, and no other id is anyone. Without it, it is the daemon's own.
+    #[serde(default)]
+    pub reach: Option<Reach>,
+}
+
+impl Plan {
+    /// Returns the user and group whose files are shown as the sandbox's root's.
+    pub(crate) fn caller(&self) -> Option<(u32, u32)> {
+        let binds = self.root.binds.iter().map(|bind| &bind.reach);
+        binds
+            .chain([&self.root.layer_reach])
+            .find_map(|reach| reach.as_ref()?.user.as_ref())
+            .map(|user| (user.uid, user.gid))
+    }
 }
 
 /// How one cgroup descriptor is joined.

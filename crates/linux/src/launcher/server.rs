@@ -19,7 +19,7 @@ use super::job;
 use super::outer;
 use super::plan::{Identity, PLAN_DESCRIPTORS_MAX, PLAN_VERSION, Plan};
 use super::wire::{self, Answer, Hello, Refusal, Request};
-use crate::identity::{IdMaps, IdRange, NamespacePair, Seed};
+use crate::identity::{IdMaps, IdRange, NamespacePair, PairError, Seed};
 use crate::root::tiny;
 
 /// Longest that one sandbox may take to be made.
@@ -180,6 +180,7 @@ impl Server {
         check(plan, descriptors, self.maps.is_some())?;
         let mut watch = Watch::start();
         let pair = self.pair(plan.identity)?;
+        let caller = self.pair_of_caller(plan)?;
         watch.lap("take a pair of namespaces");
         let (birth, birth_far) = channel().map_err(unheard)?;
         let (report, report_far) = report_channel().map_err(unheard)?;
@@ -187,6 +188,7 @@ impl Server {
             plan,
             descriptors,
             pair: &pair,
+            caller: caller.as_ref(),
             tiny: self.tiny.as_fd(),
             agent: self.agent.as_fd(),
             birth: &birth_far,
@@ -229,20 +231,24 @@ impl Server {
         }
     }
 
-    fn pair(&mut self, identity: Identity) -> Result<NamespacePair, Refusal> {
-        let failed = |error: crate::identity::PairError| {
-            let errno = match &error {
-                crate::identity::PairError::Unshare { errno } => Some(*errno),
-                crate::identity::PairError::Step { source, .. } => source.raw_os_error(),
-                crate::identity::PairError::Range { .. } => Some(libc::EINVAL),
-            };
-            let source = io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO));
-            let step = error.to_string();
-            let step = step
-                .strip_prefix("failed to ")
-                .unwrap_or("make the namespaces");
-            Refusal::new(LaunchFailure::HostUnsupported, step, &source)
+    /// Makes what maps the files of the plan's caller; it costs as much as the sandbox's own pair.
+    fn pair_of_caller(&mut self, plan: &Plan) -> Result<Option<NamespacePair>, Refusal> {
+        let Some((user, group)) = plan.caller() else {
+            return Ok(None);
         };
+        let Identity::Range { base } = plan.identity else {
+            return Err(invalid("take a user's rights without being root"));
+        };
+        let maps = IdMaps::of_one(user, group, IdRange { base }).map_err(no_pair)?;
+        let seed = match self.seeds.pop() {
+            Some(seed) => seed,
+            None => Seed::make().map_err(no_pair)?,
+        };
+        Ok(Some(seed.map(&maps).map_err(no_pair)?))
+    }
+
+    fn pair(&mut self, identity: Identity) -> Result<NamespacePair, Refusal> {
+        let failed = no_pair;
         let of_range;
         let maps = match (identity, &self.maps) {
             (Identity::Range { base }, _) => {
@@ -258,6 +264,21 @@ impl Server {
         };
         seed.map(maps).map_err(failed)
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is mapped over")]
+pub(super) fn no_pair(error: PairError) -> Refusal {
+    let errno = match &error {
+        PairError::Unshare { errno } => Some(*errno),
+        PairError::Step { source, .. } => source.raw_os_error(),
+        PairError::Range { .. } => Some(libc::EINVAL),
+    };
+    let source = io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO));
+    let step = error.to_string();
+    let step = step
+        .strip_prefix("failed to ")
+        .unwrap_or("make the namespaces");
+    Refusal::new(LaunchFailure::HostUnsupported, step, &source)
 }
 
 /// Hears until process 1 executes the agent, which closes its end of the report.

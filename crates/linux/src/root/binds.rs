@@ -1,7 +1,7 @@
 //! Host paths shown inside: cloned outside as detached mounts, attached inside.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2,
@@ -13,12 +13,18 @@ use super::{attach_to, names_of, relative};
 use crate::launcher::plan::Bind;
 use crate::launcher::{LaunchFailure, Refusal, refused};
 use crate::mount::{Attributes, set_attributes};
+use crate::reach::{Reach, ReachError, Wish};
 use crate::weaken::{Defence, is_off};
 
 /// Where the system's own mounts are; a bind there would undo what they hide.
 const RESERVED: [&str; 3] = ["proc", "sys", "dev"];
 /// Most names of a path inside.
 const TARGET_NAMES_MAX: usize = 128;
+
+/// Clones the mount that a descriptor is of, without what is mounted beneath it.
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
+    .union(OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    .union(OpenTreeFlags::AT_EMPTY_PATH);
 
 /// A bind whose mount exists and is attached nowhere yet.
 #[derive(Debug)]
@@ -28,29 +34,137 @@ pub(crate) struct Prepared<'a> {
     bind: &'a Bind,
 }
 
+/// The user namespaces that ids can be mapped by, where they can.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Users<'a> {
+    /// The sandbox's: an id on disk is the same id inside.
+    pub(crate) sandbox: Option<BorrowedFd<'a>>,
+    /// One in which the files of the caller alone are the sandbox's root's.
+    pub(crate) caller: Option<BorrowedFd<'a>>,
+}
+
+impl<'a> Users<'a> {
+    /// Returns the one for what is reached so; a user's files without it would be shown as others'.
+    fn of(self, reach: Option<&Reach>) -> Result<Option<BorrowedFd<'a>>, Errno> {
+        match reach.and_then(|reach| reach.user.as_ref()) {
+            Some(_) => self.caller.map(Some).ok_or(Errno::INVAL),
+            None => Ok(self.sandbox),
+        }
+    }
+}
+
+/// Opens the only layer, a directory of the caller's, and gives its ids to the sandbox.
+pub(crate) fn prepare_layer(
+    layers: &[PathBuf],
+    reach: &Reach,
+    users: Users<'_>,
+) -> Result<OwnedFd, Refusal> {
+    let [layer] = layers else {
+        return Err(refused(LaunchFailure::InvalidPlan, "use the layers")(
+            Errno::INVAL,
+        ));
+    };
+    let failed = |step: &'static str| {
+        move |errno: Errno| refused(LaunchFailure::InvalidImage, step)(errno).at(layer.clone())
+    };
+    let source = reach
+        .open_here(layer, Wish::READ)
+        .map_err(|error| out_of_reach(&error, LaunchFailure::InvalidImage).at(layer.clone()))?;
+    let found = fstat(&source).map_err(failed("look at the image"))?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+        return Err(failed("use the image")(Errno::NOTDIR));
+    }
+    let mount = open_tree(&source, "", CLONE).map_err(failed("clone the mount of the image"))?;
+    let user = users
+        .of(Some(reach))
+        .map_err(failed("map the ids of the image"))?;
+    if let Some(user) = user {
+        set_attributes(mount.as_fd(), Attributes::default().mapped_by(user)).map_err(|source| {
+            Refusal::new(
+                LaunchFailure::InvalidImage,
+                "map the ids of the image",
+                &source,
+            )
+            .at(layer.clone())
+            .hint("its filesystem may be one whose ids cannot be mapped; use an archive")
+        })?;
+    }
+    Ok(mount)
+}
+
+/// Says why a path is out of reach, and what to do about it.
+fn out_of_reach(error: &ReachError, otherwise: LaunchFailure) -> Refusal {
+    let step = "reach the host path";
+    let forbidden = |errno: i32, hint: &str| {
+        let source = std::io::Error::from_raw_os_error(errno);
+        Refusal::new(LaunchFailure::Forbidden, step, &source).hint(hint)
+    };
+    match error {
+        ReachError::Open(source) => match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => forbidden(
+                libc::EACCES,
+                "the path is opened with the rights of who asks; name one that you may read",
+            ),
+            Some(libc::ELOOP | libc::EXDEV) => {
+                let refusal = Refusal::new(otherwise, step, source);
+                refusal.hint("name the path that the link leads to")
+            }
+            _ => Refusal::new(otherwise, step, source),
+        },
+        ReachError::Step { step, source } => Refusal::new(LaunchFailure::Internal, step, source),
+        ReachError::NotOwned => forbidden(
+            libc::EACCES,
+            "it belongs to another user: name a path of your own, copy it with `pinfold cp`, or \
+             have the setting `mounts_allowed` name it",
+        ),
+        ReachError::Access { writable: true } => forbidden(
+            libc::EACCES,
+            "you may not write it yourself: leave out `:rw`, or change its mode",
+        ),
+        ReachError::Access { writable: false } => {
+            forbidden(libc::EACCES, "you may not read it yourself")
+        }
+        ReachError::Kind => {
+            let source = std::io::Error::from_raw_os_error(libc::EINVAL);
+            let refusal = Refusal::new(otherwise, step, &source);
+            refusal.hint("only files and directories can be shown, no sockets, pipes or devices")
+        }
+        ReachError::OfTheKernel => forbidden(
+            libc::EPERM,
+            "/proc, /sys and /dev of the host are never shown; a sandbox has its own",
+        ),
+        ReachError::OfTheDaemon => forbidden(
+            libc::EPERM,
+            "the daemon's own files or its socket are there; name a directory beside or beneath",
+        ),
+    }
+}
+
 /// Clones what a bind shows and gives the clone its attributes, before anyone inside can see it.
-///
-/// `user` is the sandbox's user namespace, where ids can be mapped by it.
-pub(crate) fn prepare<'a>(
-    bind: &'a Bind,
-    user: Option<BorrowedFd<'_>>,
-) -> Result<Prepared<'a>, Refusal> {
+pub(crate) fn prepare<'a>(bind: &'a Bind, users: Users<'_>) -> Result<Prepared<'a>, Refusal> {
     let failed = |step: &'static str| {
         move |errno: Errno| {
             refused(LaunchFailure::InvalidMount, step)(errno).at(bind.source.clone())
         }
     };
     check_target(&bind.target)?;
-    let source = open_source(bind).map_err(|errno| {
-        let refusal = failed("open the host path")(errno);
-        match errno {
-            Errno::LOOP => refusal.hint("name the path that the link leads to"),
-            _ => refusal,
-        }
-    })?;
+    let reach = bind.reach.as_ref();
+    let source = match reach {
+        Some(reach) => reach.open_here(&bind.source, wish(bind)).map_err(|error| {
+            out_of_reach(&error, LaunchFailure::InvalidMount).at(bind.source.clone())
+        }),
+        None => open_source(bind).map_err(|errno| {
+            let refusal = failed("open the host path")(errno);
+            match errno {
+                Errno::LOOP => refusal.hint("name the path that the link leads to"),
+                _ => refusal,
+            }
+        }),
+    }?;
     let found = fstat(&source).map_err(failed("look at the host path"))?;
     let kind = FileType::from_raw_mode(found.st_mode);
-    let mount = clone(&source).map_err(failed("clone the mount of the host path"))?;
+    let user = users.of(reach).map_err(failed("map the host path's ids"))?;
+    let mount = clone(&source, reach).map_err(failed("clone the mount of the host path"))?;
     let mut attributes = Attributes::default().recursive();
     if !is_off(Defence::BindNodev) {
         attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV);
@@ -61,7 +175,9 @@ pub(crate) fn prepare<'a>(
     if !bind.setuid && !is_off(Defence::BindNosuid) {
         attributes = attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID);
     }
-    if let Some(user) = user.filter(|_| bind.mapped) {
+    // A user's files are never shown with the ids that they have on disk.
+    let of_user = reach.is_some_and(|reach| reach.user.is_some());
+    if let Some(user) = user.filter(|_| bind.mapped || of_user) {
         attributes = attributes.mapped_by(user);
     }
     set_attributes(mount.as_fd(), attributes).map_err(|source| {
@@ -84,25 +200,31 @@ pub(crate) fn prepare<'a>(
     })
 }
 
+fn wish(bind: &Bind) -> Wish {
+    Wish {
+        writable: bind.writable,
+        links: !(bind.writable || bind.mapped),
+    }
+}
+
 /// Opens a source. What can be written, or appears with other ids, is reached through no link: its
 /// owner may have been checked a moment ago, and must not be able to point it elsewhere since.
 fn open_source(bind: &Bind) -> Result<OwnedFd, Errno> {
-    let rules = if bind.writable || bind.mapped {
-        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
-    } else {
+    let rules = if wish(bind).links {
         ResolveFlags::NO_MAGICLINKS
+    } else {
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
     };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     openat2(CWD, &bind.source, flags, Mode::empty(), rules)
 }
 
-fn clone(source: &OwnedFd) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    match open_tree(source, "", flags) {
+fn clone(source: &OwnedFd, reach: Option<&Reach>) -> Result<OwnedFd, Errno> {
+    // What is mounted beneath a user's directory is not what was checked.
+    let alone = reach.is_some_and(|reach| reach.user.is_some());
+    match open_tree(source, "", CLONE) {
         // In a namespace of a user's own, mounts that were made outside come only together.
-        Err(Errno::INVAL) => open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE),
+        Err(Errno::INVAL) if !alone => open_tree(source, "", CLONE | OpenTreeFlags::AT_RECURSIVE),
         cloned => cloned,
     }
 }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pinfold_linux::launcher::plan::{Attach, Identity, TmpfsLimit, UsageFile};
 use pinfold_linux::launcher::{Exit, LaunchError, LaunchFailure};
+use pinfold_linux::reach::{Reach, User};
 use pinfold_linux::{capability, marks};
 
 use crate::yard::{Kind, TMPFS_BYTES, Yard, bind, start};
@@ -37,6 +38,11 @@ pub(crate) const ALL: &[Check] = &[
     ("bounds_a_tmpfs_upper", bounds_a_tmpfs_upper),
     ("binds_host_paths", binds_host_paths),
     ("refuses_bad_binds", refuses_bad_binds),
+    ("shows_a_user_their_own", shows_a_user_their_own),
+    (
+        "starts_from_a_users_directory",
+        starts_from_a_users_directory,
+    ),
     ("keeps_binds_beneath_the_root", keeps_binds_beneath_the_root),
     (
         "refuses_images_with_links_for_system_directories",
@@ -371,6 +377,153 @@ fn refuses_bad_binds(kind: Kind) {
     assert_eq!(
         attempt(&host, "/etc/passwd", false),
         LaunchFailure::InvalidMount
+    );
+}
+
+/// A user of no list, and another.
+const ADA: u32 = 54_321;
+const BOB: u32 = 54_322;
+
+fn reach_of_ada() -> Reach {
+    Reach {
+        user: Some(User {
+            uid: ADA,
+            gid: ADA,
+            groups: Vec::new(),
+        }),
+        own: true,
+        beneath: None,
+        hidden: Vec::new(),
+    }
+}
+
+/// Makes a file or a directory of a user's.
+fn own(path: &Path, uid: u32, mode: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn shows_a_user_their_own(kind: Kind) {
+    if kind != Kind::Range {
+        // Only root's launcher serves anyone but its own user.
+        return;
+    }
+    let yard = Yard::new(kind);
+    fs::set_permissions(yard.place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let host = yard.host("ada");
+    for (name, uid, mode) in [
+        ("mine", ADA, 0o600),
+        ("bobs", BOB, 0o600),
+        ("roots", 0, 0o600),
+    ] {
+        fs::write(host.join(name), name).unwrap();
+        own(&host.join(name), uid, mode);
+    }
+    fs::write(host.join("open"), "open").unwrap();
+    own(&host.join("open"), BOB, 0o644);
+    own(&host, ADA, 0o700);
+    let mut plan = yard.plan();
+    let mut shown = bind(&host, "/desk");
+    shown.writable = true;
+    shown.mapped = true;
+    shown.reach = Some(reach_of_ada());
+    plan.root.binds.push(shown.clone());
+    let sandbox = yard.launch(&plan).unwrap();
+    let check = |place: &str| {
+        assert_eq!(
+            sandbox.says(&format!("cat {place}/mine {place}/open")),
+            "mineopen"
+        );
+        assert_eq!(
+            sandbox.says(&format!("cd {place}; stat -c '%n %u %g' mine bobs roots")),
+            "mine 0 0\nbobs 65534 65534\nroots 65534 65534"
+        );
+        // Root inside is root over no one's files but theirs.
+        for other in ["bobs", "roots"] {
+            sandbox.refuses(&format!("cat {place}/{other}"));
+            sandbox.refuses(&format!("echo x >{place}/{other}"));
+            sandbox.refuses(&format!("chown 0 {place}/{other}"));
+            sandbox.refuses(&format!("chmod 777 {place}/{other}"));
+        }
+        sandbox.refuses(&format!("echo x >{place}/open"));
+        sandbox.refuses(&format!("chown 1 {place}/mine"));
+        sandbox.says(&format!(
+            "umask 022; echo new >{place}/new; mkdir -p {place}/sub"
+        ));
+        for name in ["new", "sub"] {
+            let made = fs::metadata(host.join(name)).unwrap();
+            assert_eq!((made.uid(), made.gid()), (ADA, ADA), "{name}");
+        }
+    };
+    check("/desk");
+    shown.target = "/late".into();
+    let pidfd = sandbox.launched.pidfd.as_fd();
+    yard.launcher().attach(pidfd, &shown).unwrap();
+    check("/late");
+
+    let roots = yard.host("roots");
+    own(&roots, 0, 0o755);
+    symlink(&roots, host.join("way")).unwrap();
+    for source in [
+        roots,
+        host.join("way"),
+        host.join("bobs"),
+        "/".into(),
+        "/proc".into(),
+    ] {
+        let mut refused = bind(&source, "/x");
+        refused.reach = Some(reach_of_ada());
+        let mut plan = yard.plan();
+        plan.root.binds.push(refused.clone());
+        assert_eq!(
+            failure(yard.launch(&plan)),
+            LaunchFailure::Forbidden,
+            "{}",
+            source.display()
+        );
+        let live = yard.launcher().attach(pidfd, &refused);
+        assert_eq!(
+            failure(live),
+            LaunchFailure::Forbidden,
+            "{}",
+            source.display()
+        );
+    }
+}
+
+fn starts_from_a_users_directory(kind: Kind) {
+    if kind != Kind::Range {
+        return;
+    }
+    let yard = Yard::new(kind);
+    fs::set_permissions(yard.place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let layer = yard.layer();
+    fs::write(layer.join("etc/bobs"), "secret").unwrap();
+    own(&layer.join("etc/bobs"), BOB, 0o600);
+    for name in ["", "etc", "etc/passwd", "usr"] {
+        own(&layer.join(name), ADA, 0o755);
+    }
+    let mut plan = yard.plan();
+    plan.root.layer_reach = Some(reach_of_ada());
+    let sandbox = yard.launch(&plan).unwrap();
+    assert_eq!(sandbox.says("stat -c %u / /etc /etc/passwd"), "0\n0\n0");
+    sandbox.refuses("cat /etc/bobs");
+    sandbox.says("echo changed >>/etc/passwd; echo new >/etc/new");
+    assert!(
+        !fs::read_to_string(layer.join("etc/passwd"))
+            .unwrap()
+            .contains("changed")
+    );
+    assert!(!layer.join("etc/new").exists());
+
+    own(&layer, BOB, 0o755);
+    assert_eq!(
+        failure(yard.launch(&{
+            let mut plan = yard.plan();
+            plan.root.layer_reach = Some(reach_of_ada());
+            plan
+        })),
+        LaunchFailure::Forbidden
     );
 }
 

@@ -99,6 +99,7 @@ impl Yard {
                 volatile: false,
                 tmpfs_upper: None,
                 binds: vec![bind("/usr", "/usr")],
+                layer_reach: None,
             },
             tmpfs_bytes: TMPFS_BYTES,
             hostname: "yard".to_owned(),
@@ -229,5 +230,6 @@ pub(crate) fn bind(source: impl Into<PathBuf>, target: &str) -> Bind {
         writable: false,
         setuid: false,
         mapped: false,
+        reach: None,
     }
 }
