@@ -9,7 +9,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use pinfold_engine::MountsAllowed;
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::environment::{self, CONFIG_VARIABLE, Kind, SETTINGS, Setting};
 use crate::error::CliError;
@@ -166,6 +167,7 @@ impl Config {
         default(environment::LOG, "info");
         default(environment::LOG_FORMAT, "text");
         default(environment::JOURNAL_SIZE, "64m");
+        default(environment::MOUNTS_ALLOWED, "own");
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");
         default(environment::ISOLATION, "namespace");
@@ -299,6 +301,16 @@ impl Config {
             .and_then(|text| pinfold_types::spec::parse_duration_ms(text).ok())
     }
 
+    /// Returns which host paths callers may use; it was checked when it was read.
+    pub(crate) fn mounts_allowed(&self) -> MountsAllowed {
+        let text = self.text(environment::MOUNTS_ALLOWED).unwrap_or_default();
+        // What cannot be read allows nothing.
+        environment::parse_allow_list(text).unwrap_or(MountsAllowed {
+            own: false,
+            directories: Vec::new(),
+        })
+    }
+
     /// Returns the daemon's state directory.
     pub(crate) fn state_dir(&self) -> PathBuf {
         PathBuf::from(self.text(environment::STATE_DIR).unwrap_or_default())
@@ -425,7 +437,7 @@ impl ValueSeed {
     }
 }
 
-impl Visitor<'_> for ValueSeed {
+impl<'de> Visitor<'de> for ValueSeed {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -450,6 +462,24 @@ impl Visitor<'_> for ValueSeed {
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<String, E> {
         self.checked(value.to_string())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<String, A::Error> {
+        if self.0.kind != Kind::AllowList {
+            return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
+        }
+        let mut entries: Vec<String> = Vec::new();
+        while let Some(entry) = list.next_element::<String>()? {
+            if entry.contains(',') {
+                let reason = format!("`{entry}` holds a comma, which ends an entry");
+                return Err(de::Error::custom(reason));
+            }
+            entries.push(entry);
+        }
+        if entries.is_empty() {
+            return self.checked(environment::EMPTY_LIST.to_owned());
+        }
+        self.checked(entries.join(","))
     }
 }
 
@@ -556,6 +586,8 @@ mod tests {
             ),
             ("pids: [1]\n", "`pids`"),
             ("pids: 1\npids: 2\n", "given twice"),
+            ("mounts_allowed: [own, x]\n", "`x` is neither `own`"),
+            ("mounts_allowed: [\"/a,/b\"]\n", "a comma"),
             ("- a\n", "a mapping of keys to values"),
             ("a: b: c\n", ":1:"),
             ("\"", ":1:"),
@@ -572,6 +604,26 @@ mod tests {
             sources.config = Some(file.clone());
             assert!(Config::load(&sources).is_ok(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_list_is_the_same_from_a_file_and_a_variable() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.yaml");
+        for (text, variable) in [
+            ("[own, /srv/data:ro]", "own, /srv/data:ro"),
+            ("[]", "none"),
+            ("/srv", "/srv"),
+        ] {
+            std::fs::write(&file, format!("mounts_allowed: {text}\n")).unwrap();
+            let mut from_file = sources(&[("HOME", "/h")]);
+            from_file.config = Some(file.clone());
+            let from_variable = sources(&[("HOME", "/h"), ("PINFOLD_MOUNTS_ALLOWED", variable)]);
+            let read = |sources| Config::load(sources).unwrap().mounts_allowed();
+            assert_eq!(read(&from_file), read(&from_variable), "{text}");
+        }
+        let default = Config::load(&sources(&[("HOME", "/h")])).unwrap();
+        assert_eq!(default.mounts_allowed(), MountsAllowed::default());
     }
 
     #[test]

@@ -166,6 +166,8 @@ fn claim(state: &Path) -> Result<File, CliError> {
 /// Makes the driver. It starts its launcher, so no thread may run yet.
 fn driver(config: &Config) -> Result<Arc<NativeDriver>, CliError> {
     let mut native = NativeConfig::new(config.state_dir(), agent_binary::source());
+    // Whoever reaches the socket from inside is as good as outside.
+    native.hidden = vec![config.socket()];
     native.cgroup = config.text(environment::CGROUP).map(Into::into);
     NativeDriver::new(native)
         .map(Arc::new)
@@ -183,6 +185,7 @@ async fn run(
     if let Some(size) = config.parsed::<ByteSize>(environment::JOURNAL_SIZE) {
         settings.journal_bytes_max = size.0;
     }
+    settings.mounts_allowed = config.mounts_allowed();
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)

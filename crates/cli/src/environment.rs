@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use pinfold_engine::MountsAllowed;
 use pinfold_types::spec::{IsolationTier, parse_duration_ms};
 use pinfold_types::{ByteSize, MilliCpu};
 
@@ -29,6 +30,8 @@ pub(crate) enum Kind {
     Filter,
     /// One of a few words.
     Word(&'static [&'static str]),
+    /// Host paths that callers may use; a list, in one text with commas between.
+    AllowList,
     /// Any text.
     Text,
 }
@@ -46,6 +49,12 @@ impl Kind {
             Self::Isolation => "`namespace`, `gvisor` or `vm`".to_owned(),
             Self::Filter => "log level, or `module=level,…`".to_owned(),
             Self::Word(words) => format!("`{}`", words.join("`, `")),
+            Self::AllowList => {
+                "list of `own` and of absolute directories, each of which `:ro` makes \
+                 read-only, as in `[own, /srv/data:ro]`; in a variable with commas between, \
+                 `none` for an empty one"
+                    .to_owned()
+            }
             Self::Text => "text".to_owned(),
         }
     }
@@ -73,6 +82,7 @@ impl Kind {
                 .parse::<tracing_subscriber::filter::Targets>()
                 .map(drop)
                 .map_err(|_| format!("`{text}` is not a log level such as `info` or `debug`")),
+            Self::AllowList => parse_allow_list(text).map(drop),
             Self::Word(words) if words.contains(&text) => Ok(()),
             Self::Word(words) => Err(format!("`{text}` is none of {}", words.join(", "))),
         }
@@ -81,6 +91,22 @@ impl Kind {
 
 fn done<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
     result.map(drop).map_err(|error| error.to_string())
+}
+
+/// What an empty list is written as: an empty text is no value.
+pub(crate) const EMPTY_LIST: &str = "none";
+
+/// Reads which host paths callers may use.
+///
+/// # Errors
+///
+/// Returns the first entry that is wrong.
+pub(crate) fn parse_allow_list(text: &str) -> Result<MountsAllowed, String> {
+    let entries = text
+        .split(',')
+        .map(str::trim)
+        .filter(|_| text != EMPTY_LIST);
+    MountsAllowed::parse(entries).map_err(|error| error.to_string())
 }
 
 /// Reads the name of an isolation tier.
@@ -132,6 +158,8 @@ pub(crate) const LOG: &str = "log";
 pub(crate) const LOG_FORMAT: &str = "log_format";
 /// Most bytes of one exec's journal.
 pub(crate) const JOURNAL_SIZE: &str = "journal_size";
+/// Which host paths callers may show in sandboxes.
+pub(crate) const MOUNTS_ALLOWED: &str = "mounts_allowed";
 /// When to use colours.
 pub(crate) const COLOR: &str = "color";
 /// Image of new sandboxes.
@@ -218,6 +246,17 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Size,
         default: "`64m`",
         meaning: "Most bytes of output that are kept of one exec.",
+    },
+    Setting {
+        key: MOUNTS_ALLOWED,
+        variable: "PINFOLD_MOUNTS_ALLOWED",
+        flag: "",
+        kind: Kind::AllowList,
+        default: "`[own]`",
+        meaning: "Host paths that callers may mount and use as images: `own`, over the Unix socket, is \
+                  what the caller owns, and whatever the daemon reaches for root and for the \
+                  daemon's own user; a directory is for everybody over the Unix socket with the \
+                  rights that they have, and for admins over TCP.",
     },
     Setting {
         key: COLOR,
@@ -432,6 +471,8 @@ mod tests {
             (COLOR, "never", "blue"),
             (SOCKET, "/run/x", ""),
             (LOG, "pinfold_engine=debug", "a=b=c"),
+            (MOUNTS_ALLOWED, "own, /srv/data:ro", "own,srv"),
+            (MOUNTS_ALLOWED, "none", "own,none"),
         ] {
             let kind = setting(key).unwrap().kind;
             assert_eq!(kind.check(good), Ok(()), "{key}");

@@ -24,6 +24,8 @@ pub struct NativeConfig {
     pub unpacker: PathBuf,
     /// As [`IDS_DIRECTORY`].
     pub ids_dir: PathBuf,
+    /// Besides these directories, what no caller may show in a sandbox, such as the socket.
+    pub hidden: Vec<PathBuf>,
 }
 
 impl NativeConfig {
@@ -37,6 +39,7 @@ impl NativeConfig {
             cgroup: None,
             unpacker: PathBuf::from("/proc/self/exe"),
             ids_dir: PathBuf::from(IDS_DIRECTORY),
+            hidden: Vec::new(),
         }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) ranges: Ranges,
     pub(crate) launchers: Arc<Launchers>,
     pub(crate) faults: Faults,
+    /// What no caller may show in a sandbox.
+    pub(crate) hidden: Vec<PathBuf>,
     images_dir: PathBuf,
     images: Mutex<Option<Arc<ImageStore>>>,
     unpacker: PathBuf,
@@ -111,6 +113,8 @@ impl NativeDriver {
             cpus: probe::cpus(),
             disk_images: disk::program().is_some() && probe::loop_devices(),
         };
+        let mut hidden = config.hidden;
+        hidden.extend([&config.state_dir, &config.images_dir, &config.ids_dir].map(PathBuf::clone));
         let ranges = Ranges::new(config.ids_dir, native.clone());
         let launchers = Launchers::new(config.agent, identity, native.clone());
         Ok(Self {
@@ -121,6 +125,7 @@ impl NativeDriver {
                 ranges,
                 launchers: Arc::new(launchers),
                 faults: Faults::default(),
+                hidden,
                 images_dir: config.images_dir,
                 images: Mutex::new(None),
                 unpacker: config.unpacker,
@@ -244,7 +249,7 @@ impl Driver for NativeDriver {
                 let what = what.to_owned();
                 let _full = sender.try_send(images::Said { what, done, total });
             };
-            images::prepare(inner.images()?.as_ref(), &image, &report)
+            images::prepare(&inner, inner.images()?.as_ref(), &image, &report)
         });
         tokio::pin!(work);
         loop {

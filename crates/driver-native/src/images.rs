@@ -1,5 +1,6 @@
 //! Images: from what a caller named to layers and binds of a root filesystem.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,6 +8,10 @@ use pinfold_driver::{DriverError, DriverErrorKind, ImageRequest, PreparedImage, 
 use pinfold_image::{ImageError, ImageRef, ImageRefError, ImageStore, Mapped, Owners, Unpack};
 use pinfold_linux::launcher::LauncherIdentity;
 use pinfold_linux::launcher::plan::Bind;
+use pinfold_linux::reach::Wish;
+
+use crate::driver::Inner;
+use crate::reach::{image_out_of_reach, reach_of};
 
 /// Opens the store of images for who this daemon is.
 pub(crate) fn open(
@@ -24,23 +29,25 @@ pub(crate) fn open(
 
 /// Makes an image ready. Blocks for as long as unpacking takes.
 pub(crate) fn prepare(
+    inner: &Inner,
     store: &ImageStore,
     image: &ImageRequest,
     report: pinfold_image::Report<'_>,
 ) -> Result<PreparedImage, DriverError> {
-    let named = ImageRef::parse(&image.reference).map_err(|error| {
-        let hint = match &error {
-            ImageRefError::Zstd(_) => "unpack it and compress it with gzip, or use a directory",
-            ImageRefError::Unknown(_) => "use `host`, a directory, or a .tar or .tar.gz file",
-        };
-        DriverError::new(
-            DriverErrorKind::InvalidImage,
-            format!("`{}` cannot be used as an image", image.reference),
-        )
-        .hint(hint)
-        .caused_by(error)
-    })?;
-    let prepared = store.prepare(&named, report).map_err(describe)?;
+    let unnamed = |error| no_image(&image.reference, error);
+    let prepared = if image.reach.is_unlimited() || image.reference == "host" {
+        let named = ImageRef::parse(&image.reference).map_err(unnamed)?;
+        store.prepare(&named, report)
+    } else {
+        // What it is must not be looked for with more rights than the caller's.
+        let path = Path::new(&image.reference);
+        let opened = reach_of(inner, &image.reach)?
+            .open(path, Wish::READ)
+            .map_err(|error| image_out_of_reach(&image.reference, error))?;
+        let named = ImageRef::of_opened(&image.reference, opened.as_fd()).map_err(unnamed)?;
+        store.prepare_opened(&named, opened.as_fd(), report)
+    };
+    let prepared = prepared.map_err(describe)?;
     Ok(PreparedImage {
         key: prepared.key,
         layers: prepared.layers,
@@ -48,6 +55,19 @@ pub(crate) fn prepare(
         workdir: prepared.workdir,
         user: prepared.user,
     })
+}
+
+fn no_image(reference: &str, error: ImageRefError) -> DriverError {
+    let hint = match &error {
+        ImageRefError::Zstd(_) => "unpack it and compress it with gzip, or use a directory",
+        ImageRefError::Unknown(_) => "use `host`, a directory, or a .tar or .tar.gz file",
+    };
+    DriverError::new(
+        DriverErrorKind::InvalidImage,
+        format!("`{reference}` cannot be used as an image"),
+    )
+    .hint(hint)
+    .caused_by(error)
 }
 
 /// Returns the binds that an image brings, whose ids are never mapped.
@@ -61,6 +81,7 @@ pub(crate) fn binds(store: &ImageStore, image: &PreparedImage) -> Vec<Bind> {
             writable: false,
             setuid: false,
             mapped: false,
+            reach: None,
         })
         .collect()
 }

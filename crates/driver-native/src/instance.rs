@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pinfold_driver::{
-    Disk, DriverError, DriverErrorKind, GuestPort, GuestStream, Instance, InstanceExit,
+    Disk, DriverError, DriverErrorKind, GuestPort, GuestStream, HostMount, Instance, InstanceExit,
     InstanceRecord, Usage,
 };
 use pinfold_linux::cgroup::{Controller, Group};
 use pinfold_types::api::Granted;
-use pinfold_types::{MountSpec, Resources, SandboxId};
+use pinfold_types::{Resources, SandboxId};
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -315,7 +315,7 @@ impl Instance for NativeInstance {
         .await
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Err(Live::unsupported("change mounts of a live sandbox"))
     }
 

@@ -117,6 +117,7 @@ pub(crate) fn describe(error: LaunchError) -> DriverError {
         LaunchFailure::HostUnsupported => DriverErrorKind::HostUnsupported,
         LaunchFailure::InvalidImage => DriverErrorKind::InvalidImage,
         LaunchFailure::InvalidMount => DriverErrorKind::InvalidMount,
+        LaunchFailure::Forbidden => DriverErrorKind::Forbidden,
         LaunchFailure::NeedsSubids => DriverErrorKind::NeedsSubids,
         LaunchFailure::ResourceExhausted => DriverErrorKind::ResourceExhausted,
         LaunchFailure::NotFound => DriverErrorKind::Gone,
@@ -126,7 +127,11 @@ pub(crate) fn describe(error: LaunchError) -> DriverError {
         }
     };
     let hint = error.hint().map(str::to_owned);
-    let mut described = DriverError::new(kind, "failed to use the launcher").caused_by(error);
+    let message = match kind {
+        DriverErrorKind::Forbidden => "a host path is not for this caller to use",
+        _ => "failed to use the launcher",
+    };
+    let mut described = DriverError::new(kind, message).caused_by(error);
     described.hint = hint;
     described
 }

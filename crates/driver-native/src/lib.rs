@@ -19,6 +19,7 @@ mod launchers;
 mod probe;
 mod process;
 mod ranges;
+mod reach;
 mod start;
 mod sweep;
 mod teardown;

@@ -5,18 +5,20 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pinfold_driver::{
     Disk, DriverError, DriverErrorKind, InstanceSpec, PreparedImage, StartSource,
 };
+use pinfold_image::ImageStore;
 use pinfold_linux::cgroup::{CgroupError, Group};
 use pinfold_linux::disk::{self, DiskError};
 use pinfold_linux::launcher::plan::{
     Attach, Bind, Boot, Identity, PLAN_VERSION, Plan, RootPlan, UsageFile,
 };
 use pinfold_linux::launcher::{Launched, LauncherIdentity};
+use pinfold_linux::reach::Reach;
 use pinfold_types::{SandboxId, crash_point};
 
 use crate::claims::{CLAIMS_VERSION, Claims, DiskKind, Home, Ids, failed, make_private};
@@ -26,6 +28,7 @@ use crate::grant::{DiskPlan, Grant};
 use crate::instance::Live;
 use crate::process::{self, Process};
 use crate::ranges::RangeError;
+use crate::reach::{bind_of, reach_of};
 use crate::{images, teardown};
 
 /// Name of the agent's socket in its directory.
@@ -333,6 +336,7 @@ impl Making<'_> {
                 volatile: self.spec.volatile,
                 tmpfs_upper,
                 binds: self.binds(claims)?,
+                layer_reach: self.layer_reach()?,
             },
             tmpfs_bytes: self.grant.tmpfs_bytes,
             hostname: self.spec.hostname.clone(),
@@ -349,29 +353,29 @@ impl Making<'_> {
         })
     }
 
+    /// A directory that the caller named is opened again, by their rights, each time it is used.
+    fn layer_reach(&self) -> Result<Option<Reach>, DriverError> {
+        let reach = &self.spec.image_reach;
+        let named = ImageStore::is_directory(&self.source.image.key) && !reach.is_unlimited();
+        named.then(|| reach_of(self.inner, reach)).transpose()
+    }
+
     fn binds(&self, claims: &Claims) -> Result<Vec<Bind>, DriverError> {
         // Of the host's root's own files the sandbox sees the owners; of a user's, it is the owner.
         let mapped = matches!(claims.ids, Ids::Range { .. });
-        let bind = |source: PathBuf, target: &str, writable: bool| Bind {
-            source,
-            target: PathBuf::from(target),
-            writable,
-            setuid: false,
-            mapped,
-        };
         let mut binds = images::binds(self.inner.images()?.as_ref(), &self.source.image);
         for mount in &self.spec.mounts {
-            let source = Path::new(&mount.source);
-            if let Err(error) = fs::metadata(source) {
-                let message = format!("failed to use `{}` as a mount", mount.source);
-                return Err(
-                    DriverError::new(DriverErrorKind::InvalidMount, message).caused_by(error)
-                );
-            }
-            binds.push(bind(source.to_path_buf(), &mount.target, mount.writable));
+            binds.push(bind_of(self.inner, mount, mapped)?);
         }
         if let Some(persist) = &self.spec.persist {
-            binds.push(bind(persist.clone(), PERSIST_TARGET, true));
+            binds.push(Bind {
+                source: persist.clone(),
+                target: PathBuf::from(PERSIST_TARGET),
+                writable: true,
+                setuid: false,
+                mapped,
+                reach: None,
+            });
         }
         Ok(binds)
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pinfold_driver::{
-    Disk, Driver, DriverErrorKind, ImageRequest, InstanceSpec, NoProgress, PreparedImage,
-    StartSource,
+    Disk, Driver, DriverErrorKind, HostReach, ImageRequest, InstanceSpec, NoProgress,
+    PreparedImage, StartSource,
 };
 use pinfold_types::{ByteSize, Resources, SandboxId};
 
@@ -50,6 +50,7 @@ impl Bench {
     async fn image(&self) -> PreparedImage {
         let image = ImageRequest {
             reference: "host".to_owned(),
+            reach: HostReach::DAEMON,
         };
         self.driver.prepare(&image, &NoProgress).await.unwrap()
     }

@@ -152,7 +152,8 @@ pinfold_driver::conformance::suite!(setup);
 mod native {
     use pinfold_driver::conformance::{Sandbox, Stop, Verdict, check};
     use pinfold_driver::{
-        DriverError, DriverErrorKind, ImageRequest, InstanceSpec, NoProgress, StartSource,
+        DriverError, DriverErrorKind, HostReach, ImageRequest, InstanceSpec, NoProgress,
+        StartSource,
     };
     use pinfold_types::{ByteSize, Resources};
 
@@ -165,6 +166,7 @@ mod native {
     async fn start(setup: &Setup, resources: Resources) -> Verdict<Result<Sandbox, DriverError>> {
         let image = ImageRequest {
             reference: setup.facts.image.clone(),
+            reach: HostReach::DAEMON,
         };
         let image = setup.driver.prepare(&image, &NoProgress).await?;
         let id = SandboxId::new();

@@ -10,9 +10,11 @@ use async_trait::async_trait;
 use pinfold_types::api::Granted;
 use pinfold_types::doctor::Finding;
 use pinfold_types::spec::IsolationTier;
-use pinfold_types::{ErrorCode, MountSpec, Resources, SandboxId};
+use pinfold_types::{ErrorCode, Resources, SandboxId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::reach::{HostMount, HostReach};
 
 /// Most bytes of a stored [`InstanceRecord`]; a larger one is a fault of the driver.
 pub const RECORD_BYTES_MAX: usize = 64 << 10;
@@ -76,7 +78,7 @@ pub trait Instance: Debug + Send + Sync + 'static {
     async fn resume(&self) -> Result<(), DriverError>;
 
     /// Makes a host path visible on a live instance. Bit: `live_mounts`.
-    async fn attach(&self, mount: &MountSpec) -> Result<(), DriverError>;
+    async fn attach(&self, mount: &HostMount) -> Result<(), DriverError>;
 
     /// Takes a live mount away. Bit: `live_mounts`.
     async fn detach(&self, target: &str) -> Result<(), DriverError>;
@@ -145,6 +147,8 @@ pub struct Capabilities {
 pub struct ImageRequest {
     /// `host`, or the absolute path of a directory or an archive.
     pub reference: String,
+    /// Whose right it must be to read that path.
+    pub reach: HostReach,
 }
 
 /// An image that instances can start from. Serialisable so that a stopped sandbox can start again.
@@ -192,8 +196,10 @@ pub struct InstanceSpec {
     pub hostname: String,
     /// Limits and weights.
     pub resources: Resources,
-    /// Host paths made visible, in this order. The engine has checked the caller's right to them.
-    pub mounts: Vec<MountSpec>,
+    /// Host paths made visible, in this order.
+    pub mounts: Vec<HostMount>,
+    /// Whose right it must be to read the image, where that is a directory of the host.
+    pub image_reach: HostReach,
     /// Nothing of the disk is wanted after the end.
     pub volatile: bool,
     /// The agent serves `/ready` and `/metrics` on TCP 8888 inside.
@@ -335,6 +341,8 @@ pub enum DriverErrorKind {
     InvalidImage,
     /// A mount's source or target is not usable.
     InvalidMount,
+    /// It is not the caller's right to use that host path.
+    Forbidden,
     /// More host ids are needed than this user has.
     NeedsSubids,
     /// A named limit needs a cgroup that this host does not give.
@@ -362,6 +370,7 @@ impl DriverErrorKind {
             Self::Unsupported => ErrorCode::Unsupported,
             Self::InvalidImage => ErrorCode::InvalidImage,
             Self::InvalidMount => ErrorCode::InvalidArgument,
+            Self::Forbidden => ErrorCode::PermissionDenied,
             Self::NeedsSubids => ErrorCode::NeedsSubids,
             Self::NeedsCgroup => ErrorCode::NeedsCgroup,
             Self::NeedsDiskLimit => ErrorCode::NeedsDiskLimit,

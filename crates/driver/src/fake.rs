@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use pinfold_types::api::Granted;
 use pinfold_types::doctor::Finding;
 use pinfold_types::spec::IsolationTier;
-use pinfold_types::{MountSpec, Resources, SandboxId};
+use pinfold_types::{Resources, SandboxId};
 use rustix::process::Signal;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OnceCell, watch};
@@ -31,6 +31,7 @@ use crate::contract::{
     ImageRequest, Instance, InstanceExit, InstanceRecord, InstanceSpec, PreparedImage, Progress,
     StartSource, SweepReport, Usage,
 };
+use crate::reach::HostMount;
 
 /// Version of the state in this driver's records.
 const RECORD_VERSION: u32 = 1;
@@ -444,7 +445,7 @@ impl Instance for FakeInstance {
         blocking(move || process::continue_tree(&process)).await
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Err(unsupported("live mounts"))
     }
 

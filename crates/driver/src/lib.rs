@@ -9,6 +9,8 @@ pub mod conformance;
 pub mod contract;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod reach;
 
 pub use agent::AgentClient;
 pub use contract::*;
+pub use reach::{HostMount, HostReach};

@@ -77,6 +77,7 @@ mod faults {
         Disk, DriverErrorKind, ImageRequest, InstanceSpec, NoProgress, PreparedImage, StartSource,
     };
     use pinfold_driver::fake::Step;
+    use pinfold_driver::reach::HostReach;
     use pinfold_types::{ErrorCode, Resources};
 
     use super::*;
@@ -92,6 +93,7 @@ mod faults {
     async fn image(driver: &FakeDriver) -> PreparedImage {
         let request = ImageRequest {
             reference: "host".to_owned(),
+            reach: HostReach::DAEMON,
         };
         driver.prepare(&request, &NoProgress).await.unwrap()
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use pinfold_types::{KeyId, Principal, Role, SandboxId, SandboxState};
 
+use crate::mounts::Asker;
+
 /// Who asks for something, as the transport has proved it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller {
@@ -63,6 +65,20 @@ impl Caller {
     /// Returns whether this caller may see what `owner` owns.
     pub fn may_see(&self, owner: &Principal) -> bool {
         self.is_admin() || self.principal == *owner
+    }
+
+    /// Returns whose right to host paths this caller's is.
+    ///
+    /// A key that is a user's is no proof of being that user: at the next start the sandbox would
+    /// have that user's right.
+    pub(crate) const fn asker(&self) -> Asker {
+        match (self.uid, &self.principal) {
+            (Some(uid), _) => Asker::User(uid),
+            (None, Principal::Named(_)) => Asker::Remote {
+                admin: self.is_admin(),
+            },
+            (None, Principal::User(_)) => Asker::Remote { admin: false },
+        }
     }
 }
 

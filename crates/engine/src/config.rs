@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::mounts::{MountsAllowed, Rules};
+
 /// Default for [`EngineConfig::journal_bytes_max`]: the output of a long build several times over,
 /// and small enough that a hundred runaway execs do not fill a laptop's disk.
 const JOURNAL_BYTES_MAX_DEFAULT: u64 = 64 << 20;
@@ -38,8 +40,10 @@ pub struct EngineConfig {
     pub sandboxes_max: usize,
     /// Most execs of one sandbox, ended ones included.
     pub execs_per_sandbox_max: usize,
-    /// Only an admin may mount host paths: the daemon can read more than its callers.
-    pub binds_need_admin: bool,
+    /// Which host paths callers may show in sandboxes and start them from.
+    pub mounts_allowed: MountsAllowed,
+    /// The daemon is root's: it can read more than its callers, and takes their rights instead.
+    pub as_root: bool,
 }
 
 impl EngineConfig {
@@ -52,7 +56,16 @@ impl EngineConfig {
             report_answer_max: REPORT_ANSWER_MAX_DEFAULT,
             sandboxes_max: SANDBOXES_MAX_DEFAULT,
             execs_per_sandbox_max: EXECS_PER_SANDBOX_MAX_DEFAULT,
-            binds_need_admin: runs_as_root(),
+            mounts_allowed: MountsAllowed::default(),
+            as_root: runs_as_root(),
+        }
+    }
+
+    /// Returns what callers may do with host paths.
+    pub(crate) const fn host_paths(&self) -> Rules<'_> {
+        Rules {
+            allowed: &self.mounts_allowed,
+            as_root: self.as_root,
         }
     }
 }

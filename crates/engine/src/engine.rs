@@ -125,7 +125,8 @@ impl Engine {
         request.spec.check()?;
         check_deadlines(&request.spec, core)?;
         check_tier(request.spec.isolation, core)?;
-        self.check_mounts(caller, &request.spec).await?;
+        let rules = core.config.host_paths();
+        rules.check(caller.asker(), &request.spec).await?;
         let entry = self.admit(caller, &request)?;
         entry.ask(|reply| Message::Create { progress, reply }).await
     }
@@ -171,41 +172,6 @@ impl Engine {
                 }
                 Err(error) => return Err(error),
             }
-        }
-    }
-
-    async fn check_mounts(&self, caller: &Caller, spec: &SandboxSpec) -> Result<()> {
-        if spec.mounts.is_empty() {
-            return Ok(());
-        }
-        if self.core.config.binds_need_admin && !caller.is_admin() {
-            return Err(EngineError::new(
-                ErrorCode::PermissionDenied,
-                "only root may mount host paths through a daemon that runs as root",
-            )
-            .hint(
-                "run your own daemon (unset PINFOLD_SOCKET), or copy files in with `pinfold cp`",
-            ));
-        }
-        let sources: Vec<String> = spec.mounts.iter().map(|m| m.source.clone()).collect();
-        let missing = crate::blocking::run(move || {
-            sources.into_iter().find_map(|source| {
-                let error = std::fs::metadata(&source).err()?;
-                Some((source, error))
-            })
-        })
-        .await;
-        match missing {
-            None => Ok(()),
-            Some((source, error)) => Err(EngineError::new(
-                ErrorCode::InvalidArgument,
-                format!(
-                    "the mount's source `{source}` cannot be used: {}",
-                    error.kind()
-                ),
-            )
-            .details(json!({ "source": source }))
-            .hint("name an absolute path that is there and readable")),
         }
     }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pinfold_driver::{
-    Disk, DriverError, GuestPort, GuestStream, Instance, InstanceExit, InstanceRecord, Usage,
+    Disk, DriverError, GuestPort, GuestStream, HostMount, Instance, InstanceExit, InstanceRecord,
+    Usage,
 };
+use pinfold_types::Resources;
 use pinfold_types::api::Granted;
-use pinfold_types::{MountSpec, Resources};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::activity::Lease;
@@ -53,7 +54,7 @@ impl Instance for LeasedInstance {
         self.inner.resume().await
     }
 
-    async fn attach(&self, mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, mount: &HostMount) -> Result<(), DriverError> {
         self.inner.attach(mount).await
     }
 

@@ -24,6 +24,7 @@ pub mod fuzzing;
 mod journal;
 mod leased;
 mod lock;
+mod mounts;
 mod reader;
 mod recovery;
 mod sandbox;
@@ -38,6 +39,7 @@ pub use caller::{Caller, ListFilter};
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, OpenError};
+pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};
 pub use reader::EventReader;
 
 #[cfg(test)]

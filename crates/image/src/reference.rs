@@ -1,5 +1,7 @@
 //! What a caller may name as an image.
 
+use std::fs::{self, FileType};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
 
 /// An image that a caller named.
@@ -38,19 +40,41 @@ impl ImageRef {
             return Ok(Self::Host);
         }
         let path = PathBuf::from(text);
-        if path.is_dir() {
+        let kind = fs::metadata(&path).ok().map(|found| found.file_type());
+        Self::of_kind(text, kind)
+    }
+
+    /// Tells which image a text names whose path was opened already.
+    ///
+    /// # Errors
+    /// As [`ImageRef::parse`].
+    pub fn of_opened(text: &str, opened: BorrowedFd<'_>) -> Result<Self, ImageRefError> {
+        let kind = fs::metadata(path_of(opened))
+            .ok()
+            .map(|found| found.file_type());
+        Self::of_kind(text, kind)
+    }
+
+    fn of_kind(text: &str, kind: Option<FileType>) -> Result<Self, ImageRefError> {
+        let path = PathBuf::from(text);
+        if kind.is_some_and(|kind| kind.is_dir()) {
             return Ok(Self::Directory(path));
         }
         let ends = |endings: &[&str]| endings.iter().any(|ending| text.ends_with(ending));
         if ends(&[".tar.zst", ".tzst"]) {
             return Err(ImageRefError::Zstd(text.to_owned()));
         }
-        match path.is_file() {
+        match kind.is_some_and(|kind| kind.is_file()) {
             true if ends(&[".tar"]) => Ok(Self::Tar(path)),
             true if ends(&[".tar.gz", ".tgz"]) => Ok(Self::TarGzip(path)),
             _ => Err(ImageRefError::Unknown(text.to_owned())),
         }
     }
+}
+
+/// Returns a path by which this process finds an open file, whatever became of its name.
+pub(crate) fn path_of(opened: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek as _};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -24,7 +25,7 @@ use crate::archive::{
     unpack_archive,
 };
 use crate::host::{self, HostBind, HostImage};
-use crate::reference::ImageRef;
+use crate::reference::{ImageRef, path_of};
 use crate::worker::{Mapped, WorkerError, remove_mapped, unpack_mapped};
 
 /// How old a change must be before a file's times tell that it was not changed since.
@@ -33,6 +34,8 @@ use crate::worker::{Mapped, WorkerError, remove_mapped, unpack_mapped};
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// How keys of image `host` begin.
 const HOST_KEY: &str = "host-";
+/// How keys of directories begin.
+const DIRECTORY_KEY: &str = "directory-";
 
 /// Hears how far long work is: what is done, how much of it, and of how much when that is known.
 pub type Report<'a> = &'a (dyn Fn(&str, u64, Option<u64>) + Send + Sync);
@@ -189,9 +192,34 @@ impl ImageStore {
     pub fn prepare(&self, image: &ImageRef, report: Report<'_>) -> Result<Prepared, ImageError> {
         match image {
             ImageRef::Host => self.host(report),
-            ImageRef::Directory(path) => self.directory(path),
-            ImageRef::Tar(path) | ImageRef::TarGzip(path) => self.archive(path, report),
+            ImageRef::Directory(path) => self.directory(path, path),
+            ImageRef::Tar(path) | ImageRef::TarGzip(path) => self.archive(path, path, report),
         }
+    }
+
+    /// As [`ImageStore::prepare`], of what the image's path led to when it was opened.
+    ///
+    /// Of a directory, the answer names the path: who uses it must open it in the same way.
+    ///
+    /// # Errors
+    /// As [`ImageStore::prepare`].
+    pub fn prepare_opened(
+        &self,
+        image: &ImageRef,
+        opened: BorrowedFd<'_>,
+        report: Report<'_>,
+    ) -> Result<Prepared, ImageError> {
+        let found = path_of(opened);
+        match image {
+            ImageRef::Host => self.host(report),
+            ImageRef::Directory(path) => self.directory(path, &found),
+            ImageRef::Tar(path) | ImageRef::TarGzip(path) => self.archive(path, &found, report),
+        }
+    }
+
+    /// Returns whether an image that was prepared before is a directory of a caller's, by its key.
+    pub fn is_directory(key: &str) -> bool {
+        key.starts_with(DIRECTORY_KEY)
     }
 
     /// Returns the binds of an image that was prepared before, by its key.
@@ -240,7 +268,7 @@ impl ImageStore {
         Ok(prepared)
     }
 
-    fn directory(&self, path: &Path) -> Result<Prepared, ImageError> {
+    fn directory(&self, path: &Path, found: &Path) -> Result<Prepared, ImageError> {
         let invalid = |problem| ImageError::Invalid {
             image: path.to_owned(),
             problem,
@@ -250,15 +278,15 @@ impl ImageStore {
             source,
         };
         let path = std::path::absolute(path).map_err(read_error)?;
-        fs::read_dir(&path).map_err(read_error)?;
-        check_root(&path).map_err(invalid)?;
-        if holds(&path, &self.directory).map_err(read_error)? {
+        fs::read_dir(found).map_err(read_error)?;
+        check_root(found).map_err(invalid)?;
+        if holds(found, &self.directory).map_err(read_error)? {
             return Err(invalid(InvalidImage::HoldsState));
         }
         let digest = digest_of(&mut path.as_os_str().as_bytes(), &mut |_| {});
         let digest = digest.map_err(read_error)?;
         Ok(Prepared {
-            key: format!("directory-{digest}"),
+            key: format!("{DIRECTORY_KEY}{digest}"),
             layers: vec![path],
             binds: Vec::new(),
             env: host::environment(),
@@ -268,12 +296,17 @@ impl ImageStore {
         })
     }
 
-    fn archive(&self, path: &Path, report: Report<'_>) -> Result<Prepared, ImageError> {
+    fn archive(
+        &self,
+        path: &Path,
+        found: &Path,
+        report: Report<'_>,
+    ) -> Result<Prepared, ImageError> {
         let read_error = |source| ImageError::Read {
             image: path.to_owned(),
             source,
         };
-        let mut file = File::open(path).map_err(read_error)?;
+        let mut file = File::open(found).map_err(read_error)?;
         let length = file.metadata().map_err(read_error)?.len();
         let digest = self
             .digest_of_archive(&mut file, report)

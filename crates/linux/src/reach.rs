@@ -168,10 +168,10 @@ fn take_ids(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: as above.
     unsafe { libc::setfsuid(uid) };
     // SAFETY: an id that nobody can have changes nothing; the answer is the present one.
-    let has_gid = unsafe { libc::setfsgid(u32::MAX) };
+    let group = unsafe { libc::setfsgid(u32::MAX) };
     // SAFETY: as above.
-    let has_uid = unsafe { libc::setfsuid(u32::MAX) };
-    if has_uid.cast_unsigned() == uid && has_gid.cast_unsigned() == gid {
+    let user = unsafe { libc::setfsuid(u32::MAX) };
+    if user.cast_unsigned() == uid && group.cast_unsigned() == gid {
         Ok(())
     } else {
         Err(io::Error::from_raw_os_error(libc::EPERM))
@@ -370,7 +370,7 @@ fn check_kind(file: &OwnedFd, found: &Stat, real: &Path) -> Result<(), ReachErro
         return Err(ReachError::Kind);
     }
     let filesystem = fstatfs(file).map_err(|errno| step("look at its filesystem")(errno.into()))?;
-    if OF_THE_KERNEL.contains(&(i64::from(filesystem.f_type) & 0xffff_ffff)) {
+    if OF_THE_KERNEL.contains(&(filesystem.f_type & 0xffff_ffff)) {
         return Err(ReachError::OfTheKernel);
     }
     let devices = Path::new("/dev");

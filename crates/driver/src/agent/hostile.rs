@@ -15,7 +15,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pinfold_types::api::Granted;
-use pinfold_types::{EventKind, MountSpec, Resources, SandboxId};
+use pinfold_types::{EventKind, Resources, SandboxId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::Semaphore;
 
@@ -23,6 +23,7 @@ use super::*;
 use crate::contract::{
     Disk, DriverError, DriverErrorKind, DriverKind, GuestPort, InstanceExit, InstanceRecord, Usage,
 };
+use crate::reach::HostMount;
 
 type Parts = BoxStream<'static, io::Result<Bytes>>;
 type Answer = Arc<dyn Fn(String) -> Parts + Send + Sync>;
@@ -178,7 +179,7 @@ impl Instance for Hostile {
         Ok(())
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Ok(())
     }
 

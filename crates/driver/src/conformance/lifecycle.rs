@@ -14,6 +14,7 @@ use crate::contract::{
     Disk, DriverError, DriverErrorKind, GuestPort, ImageRequest, InstanceRecord, InstanceSpec,
     NoProgress, RECORD_BYTES_MAX, StartSource,
 };
+use crate::reach::{HostMount, HostReach};
 
 fn spec() -> InstanceSpec {
     InstanceSpec {
@@ -67,6 +68,7 @@ pub async fn what_is_not_an_image_is_refused(setup: &Setup) -> Verdict {
     for reference in ["", "/no/such/image", "relative/path", noise.as_str()] {
         let request = ImageRequest {
             reference: reference.to_owned(),
+            reach: HostReach::DAEMON,
         };
         match setup.driver.prepare(&request, &NoProgress).await {
             Err(error) => {
@@ -426,11 +428,11 @@ pub async fn capabilities_are_what_they_say(setup: &Setup) -> Verdict {
     let sandbox = setup.sandbox().await?;
     let can = setup.driver.capabilities();
     let instance = &sandbox.instance;
-    let mount = MountSpec {
+    let mount = HostMount::from(MountSpec {
         source: setup.facts.host_dir.display().to_string(),
         target: "/mnt".to_owned(),
         writable: false,
-    };
+    });
     let check = |there: bool, what: &str, answer: Result<(), DriverError>| {
         if there {
             supported(answer, what)

@@ -7,13 +7,15 @@ use pinfold_types::{ByteSize, MountSpec, Resources, SandboxId};
 use super::sandbox::{Command, prepare};
 use super::{Sandbox, Setup, Stop, Verdict, ensure, ensure_eq};
 use crate::contract::{DriverErrorKind, InstanceSpec, StartSource};
+use crate::reach::HostMount;
 
-fn mount(source: &Path, target: &str, writable: bool) -> MountSpec {
-    MountSpec {
+fn mount(source: &Path, target: &str, writable: bool) -> HostMount {
+    let mount = MountSpec {
         source: source.display().to_string(),
         target: target.to_owned(),
         writable,
-    }
+    };
+    mount.into()
 }
 
 pub async fn mounts_are_as_writable_as_named(setup: &Setup) -> Verdict {

@@ -13,6 +13,7 @@ use crate::agent::{AgentClient, AgentError, AgentStart, WriteFile};
 use crate::contract::{
     Disk, Driver, ImageRequest, Instance, InstanceSpec, NoProgress, PreparedImage, StartSource,
 };
+use crate::reach::HostReach;
 
 /// Directory inside that cases work in. Programs name files in it by relative paths, since a
 /// driver without a root of its own shows them elsewhere.
@@ -96,6 +97,7 @@ pub struct Sandbox {
 pub(crate) async fn prepare(driver: &dyn Driver, image: &str) -> Verdict<PreparedImage> {
     let request = ImageRequest {
         reference: image.to_owned(),
+        reach: HostReach::DAEMON,
     };
     Ok(driver.prepare(&request, &NoProgress).await?)
 }

@@ -8,13 +8,14 @@ use pinfold_driver::{
     RECORD_BYTES_MAX, StartSource,
 };
 use pinfold_types::api::Sandbox;
-use pinfold_types::{ErrorCode, SandboxState, crash_point};
+use pinfold_types::{ErrorCode, Principal, SandboxState, crash_point};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Keeper;
 use crate::entry::Live;
 use crate::error::{EngineError, chain};
+use crate::mounts::{Asker, Rules};
 
 /// First wait before a new agent is asked again.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(2);
@@ -84,6 +85,9 @@ impl Keeper {
         let unwanted = self.entry.unwanted.clone();
         let request = ImageRequest {
             reference: self.row.spec.image.clone(),
+            reach: self
+                .host_paths()
+                .image(self.asker(), &self.row.spec.image)?,
         };
         let driver = Arc::clone(&self.core.driver);
         let image = tokio::select! {
@@ -166,16 +170,32 @@ impl Keeper {
         }
     }
 
+    fn host_paths(&self) -> Rules<'_> {
+        self.core.config.host_paths()
+    }
+
+    /// Whose right to host paths the sandbox has: its owner's, whoever starts it.
+    fn asker(&self) -> Asker {
+        match self.row.owner {
+            Principal::User(uid) => Asker::User(uid),
+            // An admin it was, or nothing of the host would be there to show.
+            Principal::Named(_) => Asker::Remote { admin: true },
+        }
+    }
+
     async fn begin(
         &mut self,
         image: &PreparedImage,
         fresh: bool,
     ) -> Result<(Arc<dyn Instance>, Arc<dyn crate::agent::Agent>), EngineError> {
         let row = &self.row;
+        // Again at each start: what its owner may use is what the settings say now.
+        let (paths, asker) = (self.host_paths(), self.asker());
         let spec = InstanceSpec {
             hostname: row.name.to_string(),
             resources: row.spec.resources,
-            mounts: row.spec.mounts.clone(),
+            mounts: paths.mounts(asker, &row.spec.mounts)?,
+            image_reach: paths.image(asker, &row.spec.image)?,
             volatile: row.spec.volatile,
             agent_tcp: row.spec.agent_tcp,
             persist: row.spec.persist.then(|| self.core.persist(&row.id)),

@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use pinfold_types::api::StopRequest;
+use pinfold_types::api::{CreateSandboxRequest, StopRequest};
 use pinfold_types::spec::IsolationTier;
 use pinfold_types::{ErrorCode, MountSpec, SandboxState};
 
 use super::*;
-use crate::ListFilter;
+use crate::{ListFilter, MountsAllowed};
 
 #[tokio::test]
 async fn a_life_from_creation_to_removal() {
@@ -185,7 +185,6 @@ async fn what_cannot_be_given_is_refused_by_name() {
     let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
     let mut config = EngineConfig::new(dir.path());
     config.sandboxes_max = 1;
-    config.binds_need_admin = true;
     let engine = open_with(config, &world).await;
     let mut request = named("a");
     request.spec.isolation = IsolationTier::Vm;
@@ -193,21 +192,6 @@ async fn what_cannot_be_given_is_refused_by_name() {
     assert_eq!(error.code, ErrorCode::TierUnavailable);
     assert_eq!(error.details["asked"], "vm");
     assert_eq!(error.details["available"], "namespace");
-
-    let mut request = named("a");
-    request.spec.mounts = vec![MountSpec {
-        source: "/no/such/place".to_owned(),
-        target: "/in".to_owned(),
-        writable: false,
-    }];
-    let refused = engine
-        .create(&USER, request.clone(), None)
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code, ErrorCode::PermissionDenied);
-    let missing = engine.create(&ADMIN, request, None).await.unwrap_err();
-    assert_eq!(missing.code, ErrorCode::InvalidArgument);
-    assert!(missing.message.contains("/no/such/place"));
 
     let mut request = named("a");
     request.spec.deadlines.idle_ms = Some(1000);
@@ -220,6 +204,104 @@ async fn what_cannot_be_given_is_refused_by_name() {
     let full = engine.create(&USER, named("b"), None).await.unwrap_err();
     assert_eq!(full.code, ErrorCode::LimitExceeded);
     assert_eq!(full.details["limit"], 1);
+}
+
+fn with_mount(source: &str) -> CreateSandboxRequest {
+    let mut request = named("a");
+    request.spec.mounts = vec![MountSpec {
+        source: source.to_owned(),
+        target: "/in".to_owned(),
+        writable: false,
+    }];
+    request
+}
+
+#[tokio::test]
+async fn host_paths_are_reached_as_who_owns_the_sandbox() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let mut config = EngineConfig::new(dir.path());
+    config.as_root = true;
+    let engine = open_with(config, &world).await;
+    // What root names is looked for; what others name is not, since they may not be able to.
+    let missing = with_mount("/no/such/place");
+    let error = engine.create(&ADMIN, missing.clone(), None).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidArgument);
+    assert!(error.message.contains("/no/such/place"));
+    engine.create(&USER, missing, None).await.unwrap();
+    engine
+        .stop(&USER, "a", StopRequest::default())
+        .await
+        .unwrap();
+    // Whoever starts it again: it is its owner's.
+    let id = engine.get(&USER, "a").await.unwrap().id;
+    engine.start(&ADMIN, id.as_str()).await.unwrap();
+    let shown = world.shown.lock().unwrap().clone();
+    assert_eq!(shown.len(), 2);
+    for start in shown {
+        assert_eq!(start[0].reach.user, USER.uid);
+        assert!(start[0].reach.own && start[0].reach.beneath.is_none());
+    }
+}
+
+#[tokio::test]
+async fn what_the_settings_do_not_allow_is_refused() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let mut config = EngineConfig::new(dir.path());
+    config.mounts_allowed = MountsAllowed::parse([]).unwrap();
+    let engine = open_with(config, &world).await;
+    let mut image = named("a");
+    image.spec.image = "/srv/image.tar".to_owned();
+    for caller in [&USER, &ADMIN] {
+        for request in [with_mount("/"), image.clone()] {
+            let refused = engine.create(caller, request, None).await.unwrap_err();
+            assert_eq!(refused.code, ErrorCode::PermissionDenied);
+            assert!(refused.hint.unwrap().contains("mounts_allowed"));
+        }
+    }
+    assert!(world.shown.lock().unwrap().is_empty());
+    create(&engine, "a").await;
+}
+
+#[tokio::test]
+async fn over_tcp_only_an_admins_key_uses_what_is_listed() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let mut config = EngineConfig::new(dir.path());
+    config.as_root = true;
+    config.mounts_allowed = MountsAllowed::parse(["own", "/srv/data:ro"]).unwrap();
+    let engine = open_with(config, &world).await;
+    let of = |principal: &str, role| {
+        let key = pinfold_types::KeyId::new();
+        Caller::of_key(key, principal.parse().unwrap(), role)
+    };
+    let admin = of("ops", Role::Admin);
+    for (caller, source) in [
+        (&admin, "/srv/other"),
+        (&admin, "/srv/database"),
+        (&of("ops", Role::User), "/srv/data/x"),
+        // A key of a user's is not that user.
+        (&of("uid:1000", Role::Admin), "/srv/data/x"),
+        (&of("uid:0", Role::Admin), "/srv/data/x"),
+    ] {
+        let refused = engine.create(caller, with_mount(source), None).await;
+        assert_eq!(
+            refused.unwrap_err().code,
+            ErrorCode::PermissionDenied,
+            "{source}"
+        );
+    }
+    engine
+        .create(&admin, with_mount("/srv/data/x"), None)
+        .await
+        .unwrap();
+    let shown = world.shown.lock().unwrap().clone();
+    assert_eq!(shown.len(), 1);
+    let reach = &shown[0][0].reach;
+    assert!(!reach.own && reach.user.is_none());
+    assert_eq!(
+        reach.beneath.as_deref(),
+        Some(std::path::Path::new("/srv/data"))
+    );
 }
 
 #[tokio::test]

@@ -14,8 +14,7 @@ use pinfold_types::doctor::Finding;
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::spec::IsolationTier;
 use pinfold_types::{
-    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, MountSpec, OutputStream, Resources,
-    SandboxId,
+    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, OutputStream, Resources, SandboxId,
 };
 use tokio::sync::watch;
 
@@ -39,6 +38,8 @@ pub(super) struct Faults {
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) live: Mutex<HashMap<SandboxId, Arc<StubInstance>>>,
+    /// What was to be shown of the host at each start.
+    pub(super) shown: Mutex<Vec<Vec<HostMount>>>,
     pub(super) disks: Mutex<HashSet<SandboxId>>,
     pub(super) faults: Mutex<Faults>,
 }
@@ -123,9 +124,10 @@ impl Driver for StubDriver {
         &self,
         id: &SandboxId,
         source: StartSource<'_>,
-        _spec: &InstanceSpec,
+        spec: &InstanceSpec,
     ) -> Result<Arc<dyn Instance>, DriverError> {
         fault(self.0.faults().start)?;
+        self.0.shown.lock().unwrap().push(spec.mounts.clone());
         if let StartSource::Disk(_) = source {
             assert!(
                 self.0.disks.lock().unwrap().contains(id),
@@ -290,7 +292,7 @@ impl Instance for StubInstance {
         Ok(())
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
     }
 

@@ -81,7 +81,10 @@ fn holds_program(directory: &Path) -> bool {
 fn is_layered(directory: &Path) -> bool {
     ["manifest.json", "oci-layout", "index.json"]
         .iter()
-        .any(|name| directory.join(name).is_file())
+        .any(|name| {
+            // No link is followed: it would tell its maker what lies where they cannot look.
+            fs::symlink_metadata(directory.join(name)).is_ok_and(|there| there.is_file())
+        })
 }
 
 fn only_directory(directory: &Path) -> Option<std::ffi::OsString> {
