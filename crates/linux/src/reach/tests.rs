@@ -69,8 +69,11 @@ fn users_are_found_in_the_lists() {
     assert_eq!((ada.gid, ada.groups), (70, vec![8, 11]));
     let nobody = User::listed(8, users, groups);
     assert_eq!((nobody.gid, nobody.groups), (NOBODY, vec![]));
-    let many: String = (0..1000).map(|n| format!("g{n}:x:{n}:ada\n")).collect();
-    assert_eq!(User::listed(7, users, &many).groups.len(), GROUPS_MAX);
+    let many: Vec<String> = (0..1000).map(|n| format!("g{n}:x:{n}:ada\n")).collect();
+    assert_eq!(
+        User::listed(7, users, &many.concat()).groups.len(),
+        GROUPS_MAX
+    );
 }
 
 #[test]

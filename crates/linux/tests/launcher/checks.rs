@@ -39,6 +39,7 @@ pub(crate) const ALL: &[Check] = &[
     ("binds_host_paths", binds_host_paths),
     ("refuses_bad_binds", refuses_bad_binds),
     ("shows_a_user_their_own", shows_a_user_their_own),
+    ("shows_a_user_nothing_else", shows_a_user_nothing_else),
     (
         "starts_from_a_users_directory",
         starts_from_a_users_directory,
@@ -460,7 +461,20 @@ fn shows_a_user_their_own(kind: Kind) {
     let pidfd = sandbox.launched.pidfd.as_fd();
     yard.launcher().attach(pidfd, &shown).unwrap();
     check("/late");
+}
 
+fn shows_a_user_nothing_else(kind: Kind) {
+    if kind != Kind::Range {
+        return;
+    }
+    let yard = Yard::new(kind);
+    fs::set_permissions(yard.place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let host = yard.host("ada");
+    own(&host, ADA, 0o700);
+    fs::write(host.join("bobs"), "bobs").unwrap();
+    own(&host.join("bobs"), BOB, 0o600);
+    let sandbox = yard.sandbox();
+    let pidfd = sandbox.launched.pidfd.as_fd();
     let roots = yard.host("roots");
     own(&roots, 0, 0o755);
     symlink(&roots, host.join("way")).unwrap();
