@@ -15,12 +15,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pinfold_driver::agent::{AgentClient, AgentError, AgentStart, ByteChunks, WriteFile};
 use pinfold_driver::{
-    Disk, DriverError, DriverKind, GuestPort, GuestStream, Instance, InstanceExit, InstanceRecord,
-    Usage,
+    Disk, DriverError, DriverKind, GuestPort, GuestStream, HostMount, Instance, InstanceExit,
+    InstanceRecord, Usage,
 };
 use pinfold_types::api::{FileInfo, Granted};
 use pinfold_types::exec::TerminalSize;
-use pinfold_types::{EventKind, ExecId, MountSpec, Resources, SandboxId};
+use pinfold_types::{EventKind, ExecId, Resources, SandboxId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::runtime::Builder;
 
@@ -185,7 +185,7 @@ impl Instance for Answering {
         Ok(())
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Ok(())
     }
 
