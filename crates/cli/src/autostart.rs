@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::allocator;
 use crate::config::Config;
 use crate::daemon::LastWords;
 use crate::environment;
@@ -207,6 +208,7 @@ fn spawn(config: &Config, log: File, deadline: Instant) -> io::Result<String> {
         .arg(config.socket())
         .env_clear()
         .envs(kept)
+        .env(allocator::VARIABLE, allocator::VALUE)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -23,6 +23,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::agent_binary;
+use crate::allocator;
 use crate::arguments::ServeArguments;
 use crate::autostart::{READY, make_private};
 use crate::config::Config;
@@ -36,6 +37,10 @@ const UMASK: u32 = 0o022;
 
 /// Longest time that tasks may take to end with the daemon.
 const END_MAX: Duration = Duration::from_secs(5);
+
+/// Most threads that serve requests. What keeps one busy is a program that floods its output, and
+/// its own agent is slower than that; blocking work has threads of its own.
+const WORKERS_MAX: usize = 4;
 
 /// Runs the daemon until a signal ends it.
 ///
@@ -112,6 +117,7 @@ impl LastWords {
 }
 
 fn start(config: &Config, ready: impl FnOnce()) -> Result<u8, CliError> {
+    allocator::settle();
     log_to_standard_error(config);
     // Nothing is taken from the environment's chance: paths are absolute, and new files plain.
     let _before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
@@ -120,12 +126,19 @@ fn start(config: &Config, ready: impl FnOnce()) -> Result<u8, CliError> {
     let _lock = claim(&state)?;
     let driver = driver(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
         .enable_all()
         .build()
         .map_err(|error| CliError::new("failed to start").caused_by(&error))?;
     let result = runtime.block_on(run(config, driver, ready));
     runtime.shutdown_timeout(END_MAX);
     result.map(|()| 0)
+}
+
+/// Returns how many threads serve requests.
+fn workers() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.min(WORKERS_MAX)
 }
 
 /// One daemon serves a state directory; the lock goes with the process, however it ends.
@@ -204,12 +217,33 @@ async fn run(
         tracing::info!("ending; sandboxes live on");
         stopping.cancel();
     });
+    tokio::spawn(tell_usage(
+        engine.clone(),
+        heard(SignalKind::user_defined1())?,
+    ));
     ready();
     let options = ServerOptions::new(config.state_dir());
     pinfold_server::serve(engine.clone(), listener, options, stop).await;
     drop(listening);
     engine.shut_down().await;
     Ok(())
+}
+
+/// Writes to the log what this process holds, as often as it is asked by a signal.
+async fn tell_usage(engine: Engine, mut asked: tokio::signal::unix::Signal) {
+    while asked.recv().await.is_some() {
+        let held = engine.held();
+        let heap = pinfold_linux::memory::heap();
+        tracing::info!(
+            heap_used_bytes = heap.map(|heap| heap.used_bytes),
+            heap_free_bytes = heap.map(|heap| heap.free_bytes),
+            sandboxes = held.sandboxes,
+            names = held.names,
+            execs = held.execs,
+            tasks = held.tasks,
+            "usage"
+        );
+    }
 }
 
 fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {

@@ -5,6 +5,7 @@
 //! terminal.
 
 mod agent_binary;
+mod allocator;
 mod arguments;
 mod autostart;
 mod config;

@@ -84,18 +84,23 @@ impl FakeDriver {
         }
     }
 
+    /// Returns how many instances it knows; those that have ended go when the next one is made.
+    pub fn instances_held(&self) -> usize {
+        let instances = self.instances.lock();
+        instances.unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn cell(&self, id: &SandboxId) -> Arc<OnceCell<Arc<FakeInstance>>> {
         let mut instances = self
             .instances
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let ended = instances
-            .get(id)
-            .and_then(|cell| cell.get())
-            .is_some_and(|instance| instance.exit.borrow().is_some());
-        if ended {
-            instances.remove(id);
-        }
+        // Those that have ended go, of whichever sandbox, so that no more are kept than live. One that
+        // is being made has a second holder, who cannot let go while this map is locked.
+        instances.retain(|_, cell| match cell.get() {
+            Some(instance) => instance.exit.borrow().is_none(),
+            None => Arc::strong_count(cell) > 1,
+        });
         Arc::clone(instances.entry(id.clone()).or_default())
     }
 

@@ -63,6 +63,19 @@ struct Registry {
     by_name: HashMap<(Principal, SandboxName), SandboxId>,
 }
 
+/// How much of each kind an engine has in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Sandboxes that it knows.
+    pub sandboxes: usize,
+    /// Names that are taken.
+    pub names: usize,
+    /// Execs that have not ended.
+    pub execs: usize,
+    /// Tasks of sandboxes, of execs and of requests that must be done to the end.
+    pub tasks: usize,
+}
+
 /// The parts that a [`Core`] is made from.
 pub(crate) struct Parts {
     pub(crate) config: EngineConfig,
@@ -191,6 +204,22 @@ impl Core {
         registry
             .by_name
             .remove(&(entry.owner.clone(), entry.name.clone()));
+    }
+
+    /// Counts what is in memory.
+    pub(crate) fn held(&self) -> Held {
+        let registry = self.registry();
+        let entries = registry.by_id.values();
+        let (execs, followers) = entries.fold((0, 0), |(execs, followers), entry| {
+            let more = entry.followers.len();
+            (execs + entry.live_execs().len(), followers + more)
+        });
+        Held {
+            sandboxes: registry.by_id.len(),
+            names: registry.by_name.len(),
+            execs,
+            tasks: self.tasks.len() + followers,
+        }
     }
 
     /// Returns the sandboxes that a caller may see, oldest first.

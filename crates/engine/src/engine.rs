@@ -23,7 +23,7 @@ use crate::agent;
 use crate::caller::{Caller, ListFilter};
 use crate::clock::Clock;
 use crate::config::EngineConfig;
-use crate::core::{Core, JOURNALS, PERSIST, Parts, Seams};
+use crate::core::{Core, Held, JOURNALS, PERSIST, Parts, Seams};
 use crate::entry::{Entry, Message};
 use crate::error::{EngineError, OpenError, chain};
 use crate::exec::name_prefix;
@@ -343,6 +343,11 @@ impl Engine {
             findings: self.core.driver.probe().await,
             tiers: vec![self.core.driver.capabilities().tier],
         }
+    }
+
+    /// Counts what this engine has in memory: without sandboxes all of it is 0.
+    pub fn held(&self) -> Held {
+        self.core.held()
     }
 
     /// Ends the engine: refuses new work and writes every journal; sandboxes live on.

@@ -35,6 +35,7 @@ pub use pinfold_driver::agent::{
     AgentClient, AgentError, ByteChunks, WatchEvent, WatchStream, WriteFile,
 };
 
+pub use crate::core::Held;
 pub use caller::{Caller, ListFilter};
 pub use config::EngineConfig;
 pub use engine::Engine;

@@ -28,6 +28,13 @@ const QUEUE_MAX: usize = 256;
 /// Longest wait for somebody else's look into the database, such as a backup tool's.
 const BUSY_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// Pages after which the log of changes goes into the database and begins anew: a megabyte. Each
+/// time costs two more syncs.
+const LOG_PAGES_MAX: u32 = 256;
+
+/// Bytes that the log keeps on the disk when somebody's long look made it larger than that.
+const LOG_BYTES_KEPT_MAX: u32 = 2 << 20;
+
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;
 
 /// What must outlive a power cut.
@@ -245,6 +252,14 @@ fn open_checked(path: &Path) -> Result<Connection, OpenError> {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
         )
         .map_err(failed("set up"))?;
+    for (name, value) in [
+        ("wal_autocheckpoint", LOG_PAGES_MAX),
+        ("journal_size_limit", LOG_BYTES_KEPT_MAX),
+    ] {
+        connection
+            .pragma_update(None, name, value)
+            .map_err(failed("set up"))?;
+    }
     schema::migrate(&mut connection, path, failed("bring up to date"))?;
     restrict(path)?;
     Ok(connection)

@@ -14,6 +14,7 @@ pub mod identity;
 pub mod init;
 pub mod launcher;
 pub mod marks;
+pub mod memory;
 pub mod mount;
 pub mod pty;
 pub mod reach;
