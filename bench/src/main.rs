@@ -1,5 +1,7 @@
 //! `pinfold-bench`: long runs of the real product, with figures.
 
+mod flood;
+mod held;
 mod random;
 mod soak;
 mod trend;
@@ -22,6 +24,25 @@ struct Arguments {
 enum Run {
     /// Use sandboxes at random against a model, and look for what is lost and what leaks (as root)
     Soak(Soak),
+    /// Let programs write as fast as they can to readers that have stopped (as root)
+    Flood(Flood),
+}
+
+/// What a flood does.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Flood {
+    /// End after this long, once with back-pressure and once without
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Programs at once, each with a reader of its own
+    #[arg(long, default_value_t = 1)]
+    programs: usize,
+    /// Run the product as this user
+    #[arg(long)]
+    as_user: Option<String>,
+    /// The product
+    #[arg(long, default_value = "target/release/pinfold")]
+    product: PathBuf,
 }
 
 /// What a soak does.
@@ -45,8 +66,11 @@ pub(crate) struct Soak {
 }
 
 fn main() -> ExitCode {
-    let Run::Soak(soak) = Arguments::parse().run;
-    match soak::run(&soak) {
+    let result = match Arguments::parse().run {
+        Run::Soak(soak) => soak::run(&soak),
+        Run::Flood(flood) => flood::run(&flood),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {error:#}"));

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
+use crate::held::{Held, Memory};
 use crate::random::Random;
 use crate::trend::Trend;
-use crate::yard::{States, Usage, Yard, send, until, wait};
+use crate::yard::{States, Yard, send, until, wait};
 use crate::{Soak, say};
 
 /// Most sandboxes at once: enough for them to differ, and few enough for a small host.
@@ -28,9 +29,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The first part of a run, which fills caches and pools, does not count for the slope.
 const WARM_UP: f64 = 0.2;
 
-/// Most growth of the daemon's memory that counts as flat: a leak of one KiB in an operation would
-/// be tenfold at the rate of operations here.
-const SLOPE_KIB_MAX: f64 = 128.0;
+/// Most growth of what the daemon has in use on its heap that counts as flat, in a minute: of the
+/// thousand operations of a minute one in sixty may leave a KiB.
+const HEAP_SLOPE_KIB_MAX: f64 = 16.0;
+
+/// Most growth of its resident memory, which also has what the allocator keeps and pages of the
+/// program that were never needed before.
+const RESIDENT_SLOPE_KIB_MAX: f64 = 64.0;
+
+/// Shortest run whose slopes are judged: in a shorter one they are those of chance.
+const MINUTES_JUDGED_MIN: u64 = 5;
 
 /// What was acknowledged of one sandbox.
 #[derive(Debug, Clone, Default)]
@@ -96,10 +104,10 @@ impl Run {
         // Caches of the image and the tables are made by the first sandbox.
         self.yard.run(&["create", "--name", "first"])?;
         self.yard.run(&["rm", "--force", "first"])?;
-        let before = self.yard.usage().context("no daemon")?;
-        let disk = self.yard.disk_bytes()?;
+        let before = self.held_at_rest()?;
         let length = Duration::from_secs(soak.minutes.saturating_mul(60));
-        let mut memory = Trend::default();
+        let rest = self.yard.memory()?;
+        let mut figures = Figures::default();
         let mut looked = Instant::now();
         let mut kills = 0;
         while began.elapsed() < length && (soak.kills == 0 || kills < soak.kills) {
@@ -113,17 +121,24 @@ impl Run {
             }
             if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
-                let usage = self.yard.usage().context("no daemon")?;
-                memory.add(minutes(began), f64::from(u32::try_from(usage.memory_kib)?));
+                if soak.kills == 0 {
+                    figures.add(minutes(began), self.yard.memory()?);
+                }
             }
         }
-        self.finish(disk, before)?;
+        self.finish(&before)?;
         if soak.kills > 0 {
             ensure!(kills == soak.kills, "only {kills} kills in the time");
             say(&format!("{kills} kills: nothing lost, nothing left"));
             return Ok(());
         }
-        tell_memory(&memory.since(minutes(began) * WARM_UP))
+        let later = self.yard.memory()?;
+        say(&format!(
+            "daemon without sandboxes: heap in use {:.0} KiB before, {:.0} after; resident {:.0} KiB \
+             before, {:.0} after",
+            rest.heap, later.heap, rest.resident, later.resident
+        ));
+        figures.tell(minutes(began) * WARM_UP, soak.minutes >= MINUTES_JUDGED_MIN)
     }
 
     fn choose(&mut self) -> (Step, String) {
@@ -336,39 +351,83 @@ impl Run {
         Ok(())
     }
 
+    /// Looks at what is held once the pools that are filled ahead are full.
+    fn held_at_rest(&self) -> Result<Held> {
+        let mut held = self.yard.held()?;
+        until(|| {
+            let later = self.yard.held()?;
+            let same = later == held;
+            held = later;
+            Ok(same)
+        })?;
+        Ok(held)
+    }
+
     /// Removes everything and compares what is left with what there was.
-    fn finish(&mut self, disk: u64, before: Usage) -> Result<()> {
+    fn finish(&mut self, before: &Held) -> Result<()> {
         self.yard.run(&["rm", "--all", "--force"])?;
         self.known.clear();
         let states = self.yard.states()?;
         ensure!(states.is_empty(), "left: {states:?}");
         self.yard.check_owned(&states)?;
-        let mut after = before;
-        // Connections of the last command end a moment after it.
+        let mut after = self.yard.held()?;
+        // Connections of the last command end a moment after it, and pools are filled again.
         let back = until(|| {
-            after = self.yard.usage().context("no daemon")?;
-            Ok(after.descriptors <= before.descriptors)
+            after = self.yard.held()?;
+            Ok(after.leaks(before).is_empty())
         })?;
-        say(&format!("daemon before: {before:?}"));
-        say(&format!("daemon after:  {after:?}"));
-        ensure!(back, "descriptors leak");
-        let left = self.yard.disk_bytes()?;
-        say(&format!(
-            "state directory: {disk} bytes before, {left} after"
-        ));
+        say(&format!("held before: {before}"));
+        say(&format!("held after:  {after}"));
+        ensure!(back, "leaks: {}", after.leaks(before).join("; "));
+        say("0 leaks of processes, descriptors, mounts, namespaces, control groups, ids and files");
         Ok(())
     }
 }
 
-fn tell_memory(memory: &Trend) -> Result<()> {
-    let (first, last) = memory.first_and_last().context("no figures of memory")?;
-    let slope = memory.slope();
+/// The daemon's memory in the course of a run.
+#[derive(Debug, Default)]
+struct Figures {
+    resident: Trend,
+    anonymous: Trend,
+    heap: Trend,
+}
+
+impl Figures {
+    fn add(&mut self, minute: f64, memory: Memory) {
+        self.resident.add(minute, memory.resident);
+        self.anonymous.add(minute, memory.anonymous);
+        self.heap.add(minute, memory.heap);
+    }
+
+    /// Tells the slopes after the warm-up; fails when one that is judged is not flat.
+    fn tell(&self, warm: f64, judged: bool) -> Result<()> {
+        let resident = tell("resident", &self.resident.since(warm))?;
+        tell("anonymous", &self.anonymous.since(warm))?;
+        let heap = tell("heap in use", &self.heap.since(warm))?;
+        if !judged {
+            say("too short a run to judge slopes by");
+            return Ok(());
+        }
+        ensure!(
+            heap < HEAP_SLOPE_KIB_MAX,
+            "the heap grows by {heap:.1} KiB/min"
+        );
+        ensure!(
+            resident < RESIDENT_SLOPE_KIB_MAX,
+            "memory grows by {resident:.1} KiB/min"
+        );
+        Ok(())
+    }
+}
+
+fn tell(what: &str, figures: &Trend) -> Result<f64> {
+    let (first, last) = figures.first_and_last().context("no figures of memory")?;
+    let slope = figures.slope();
     say(&format!(
-        "daemon memory after the warm-up: {first} KiB first, {last} last, {} most of {} figures; \
+        "daemon {what}: {first:.0} KiB after the warm-up, {last:.0} last, {:.0} most of {}; \
          slope {slope:.1} KiB/min",
-        memory.most(),
-        memory.len()
+        figures.most(),
+        figures.len()
     ));
-    ensure!(slope < SLOPE_KIB_MAX, "memory grows by {slope:.1} KiB/min");
-    Ok(())
+    Ok(slope)
 }

@@ -27,15 +27,6 @@ pub(crate) struct Yard {
     tag: String,
 }
 
-/// What the daemon uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) memory_kib: u64,
-    pub(crate) anonymous_kib: u64,
-    pub(crate) descriptors: usize,
-    pub(crate) threads: u64,
-}
-
 impl Yard {
     /// Makes the place, with a copy of the product that the user can execute.
     pub(crate) fn new(product: &Path, user: Option<&str>) -> Result<Self> {
@@ -269,32 +260,6 @@ impl Yard {
             .map(|(pid, _)| *pid)
     }
 
-    /// Returns what the daemon uses now.
-    pub(crate) fn usage(&self) -> Option<Usage> {
-        let pid = self.daemon()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = |key: &str| -> Option<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.split_whitespace().next()?.parse().ok()
-        };
-        Some(Usage {
-            memory_kib: line("VmRSS:")?,
-            anonymous_kib: line("RssAnon:")?,
-            descriptors: list(Path::new(&format!("/proc/{pid}/fd"))).len(),
-            threads: line("Threads:")?,
-        })
-    }
-
-    /// Returns the bytes of all files of the state directory that are not its logs.
-    pub(crate) fn disk_bytes(&self) -> Result<u64> {
-        let output = Command::new("du")
-            .args(["-sb", "--exclude=*.log"])
-            .arg(self.state())
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(text.split_whitespace().next().unwrap_or_default().parse()?)
-    }
-
     /// Ends the daemon and waits for it.
     pub(crate) fn end(&self) -> Result<()> {
         if let Some(pid) = self.daemon() {
@@ -362,7 +327,7 @@ fn parent_of(pid: i32) -> Option<i32> {
     parent.parse().ok()
 }
 
-fn list(directory: &Path) -> Vec<(String, PathBuf)> {
+pub(crate) fn list(directory: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .map(|entry| {

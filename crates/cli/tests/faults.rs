@@ -25,11 +25,8 @@ const ROOM_KIB: [u64; 9] = [0, 4, 8, 12, 20, 32, 48, 96, 256];
 /// How long a flood lasts.
 const FLOOD: Duration = Duration::from_secs(10);
 
-/// Most memory that the daemon may gain from one flood. It holds of an exec the journal's tail
-/// (256 KiB), batches that are read and written (1 MiB each, as events and encoded), what a reader
-/// takes from a file at once (2 MiB, decoded the same again), the windows of the agent's connection
-/// and of the reader's; the rest is what the allocator keeps of all that.
-const FLOOD_MEMORY_KIB_MAX: u64 = 32 << 10;
+/// Most memory that the daemon may gain from one flood.
+const FLOOD_MEMORY_KIB_MAX: u64 = pinfold_engine::FLOOD_BYTES_MAX as u64 >> 10;
 
 /// Most bytes of a journal on disk: its limit, a file that is begun before the oldest goes, and a
 /// batch.

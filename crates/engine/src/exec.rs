@@ -16,7 +16,7 @@ use crate::error::{EngineError, chain};
 use crate::journal::{Journal, JournalWriter};
 use crate::store::{ExecRow, Inserted};
 
-pub(crate) use follow::Follower;
+pub(crate) use follow::{BATCH_BYTES, Follower};
 
 /// Begins the tag of every exec that the engine starts; agents may know others.
 pub(crate) const TAG: &str = "pinfold";

@@ -37,10 +37,10 @@ use record::HEADER;
 
 /// Most bytes of events that a journal keeps in memory: readers that keep up never touch the disk,
 /// and a thousand busy execs take a quarter of a gibibyte.
-const TAIL_BYTES_MAX: usize = 256 << 10;
+pub(crate) const TAIL_BYTES_MAX: usize = 256 << 10;
 
 /// Most bytes that a reader takes from a file at once; larger than the largest record.
-const CHUNK_BYTES: usize = 2 << 20;
+pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 
 /// Parts that a journal's limit is divided into, so that dropping one loses little.
 const SEGMENTS: u64 = 16;

@@ -11,6 +11,7 @@
 mod activity;
 mod agent;
 mod blocking;
+mod bounds;
 mod caller;
 mod clock;
 mod config;
@@ -36,6 +37,7 @@ pub use pinfold_driver::agent::{
 };
 
 pub use crate::core::Held;
+pub use bounds::FLOOD_BYTES_MAX;
 pub use caller::{Caller, ListFilter};
 pub use config::EngineConfig;
 pub use engine::Engine;

@@ -11,16 +11,12 @@ use pinfold_engine::{Caller, Engine, EngineConfig, Held};
 use pinfold_linux::memory::Counted;
 use pinfold_types::api::{CreateSandboxRequest, StopRequest};
 use pinfold_types::spec::IsolationTier;
-use pinfold_types::{ExecSpec, SandboxSpec};
+use pinfold_types::{ExecSpec, Role, SandboxSpec};
 
 #[global_allocator]
 static ALLOCATOR: Counted = Counted::new();
 
-const USER: Caller = Caller {
-    uid: 1000,
-    gid: 1000,
-    admin: false,
-};
+const USER: Caller = Caller::of_host(1000, 1000, Role::User);
 
 /// Lives that fill what is filled once: caches of statements, threads, places for log lines.
 const LIVES_BEFORE: usize = 16;

@@ -21,7 +21,7 @@ use crate::journal::{CONTENT_BYTES_MAX, JournalWriter, after, is_exit, weight};
 use crate::store::StoreError;
 
 /// Most bytes of events that go to the disk at once.
-const BATCH_BYTES: usize = 1 << 20;
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
 /// Most events that go to the disk at once.
 const BATCH_EVENTS_MAX: usize = 1024;
 /// Bytes after which the agent is told what it may drop: an eighth of what it keeps.
