@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pinfold_types::api::keys::Quotas;
+
 use crate::mounts::{MountsAllowed, Rules};
 
 /// Default for [`EngineConfig::journal_bytes_max`]: the output of a long build several times over,
@@ -44,6 +46,10 @@ pub struct EngineConfig {
     pub mounts_allowed: MountsAllowed,
     /// The daemon is root's: it can read more than its callers, and takes their rights instead.
     pub as_root: bool,
+    /// What a principal may have that asks with a key which says nothing else; not for admins.
+    pub quotas: Quotas,
+    /// Whether these hold for users of the host too, who need no key.
+    pub quotas_of_users: bool,
 }
 
 impl EngineConfig {
@@ -58,6 +64,8 @@ impl EngineConfig {
             execs_per_sandbox_max: EXECS_PER_SANDBOX_MAX_DEFAULT,
             mounts_allowed: MountsAllowed::default(),
             as_root: runs_as_root(),
+            quotas: Quotas::NONE,
+            quotas_of_users: false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pinfold_driver::Driver;
+use pinfold_types::api::keys::Quotas;
 use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName};
 use serde_json::json;
 use tokio::sync::RwLock;
@@ -18,8 +19,10 @@ use crate::config::EngineConfig;
 use crate::entry::Entry;
 use crate::error::EngineError;
 use crate::journal::Limits;
+use crate::keys::Keys;
 use crate::lock::StateLock;
-use crate::store::Store;
+use crate::quota::{Charge, Cost, Ledger, Running};
+use crate::store::{KeyRow, Store};
 
 /// Directory of the journals in the state directory.
 pub(crate) const JOURNALS: &str = "journals";
@@ -36,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) connect: Connect,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
+    pub(crate) keys: Keys,
+    pub(crate) running: Running,
     registry: Mutex<Registry>,
     /// Starts hold it for reading and a sweep for writing, so that a sweep never takes what is just
     /// being made for something that nobody owns.
@@ -61,6 +66,7 @@ impl std::fmt::Debug for Core {
 struct Registry {
     by_id: BTreeMap<SandboxId, Arc<Entry>>,
     by_name: HashMap<(Principal, SandboxName), SandboxId>,
+    ledger: Ledger,
 }
 
 /// How much of each kind an engine has in memory.
@@ -84,6 +90,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) lock: StateLock,
     pub(crate) unreadable: Vec<SandboxId>,
+    pub(crate) keys: Vec<KeyRow>,
 }
 
 /// What tests replace.
@@ -101,6 +108,8 @@ impl Core {
             connect: parts.seams.connect,
             store: parts.store,
             clock: parts.seams.clock,
+            keys: Keys::of(parts.keys),
+            running: Running::default(),
             registry: Mutex::default(),
             effects: RwLock::new(()),
             closing: CancellationToken::new(),
@@ -160,17 +169,30 @@ impl Core {
             .unwrap_or(name)
     }
 
+    /// Returns what the principal of a caller may have.
+    pub(crate) fn quotas(&self, caller: &Caller) -> Quotas {
+        let defaults = match (&caller.key, self.config.quotas_of_users) {
+            (None, false) => Quotas::NONE,
+            _ if caller.is_admin() => Quotas::NONE,
+            _ => self.config.quotas,
+        };
+        match &caller.key {
+            Some(key) => self.keys.quotas(key).or(defaults),
+            None => defaults,
+        }
+    }
+
     /// Adds a new sandbox, unless its name is taken or there are too many.
-    pub(crate) fn register(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
-        self.add(entry, self.config.sandboxes_max)
+    pub(crate) fn register(&self, entry: &Arc<Entry>, quotas: &Quotas) -> Result<(), EngineError> {
+        self.add(entry, self.config.sandboxes_max, quotas)
     }
 
     /// Adds a sandbox that an earlier daemon made, however many there are.
     pub(crate) fn register_again(&self, entry: &Arc<Entry>) -> Result<(), EngineError> {
-        self.add(entry, usize::MAX)
+        self.add(entry, usize::MAX, &Quotas::NONE)
     }
 
-    fn add(&self, entry: &Arc<Entry>, most: usize) -> Result<(), EngineError> {
+    fn add(&self, entry: &Arc<Entry>, most: usize, quotas: &Quotas) -> Result<(), EngineError> {
         let mut registry = self.registry();
         if registry.by_id.len() >= most {
             return Err(EngineError::new(
@@ -192,6 +214,14 @@ impl Core {
                 entry.name
             )));
         }
+        let charge = Charge {
+            sandbox: &entry.id,
+            principal: &entry.owner,
+            cost: Cost::of(&entry.row().spec.resources),
+        };
+        registry
+            .ledger
+            .charge(charge, quotas, self.clock.now_ms())?;
         registry.by_name.insert(key, entry.id.clone());
         registry.by_id.insert(entry.id.clone(), Arc::clone(entry));
         Ok(())
@@ -201,6 +231,7 @@ impl Core {
     pub(crate) fn unregister(&self, entry: &Entry) {
         let mut registry = self.registry();
         registry.by_id.remove(&entry.id);
+        registry.ledger.release(&entry.id);
         registry
             .by_name
             .remove(&(entry.owner.clone(), entry.name.clone()));

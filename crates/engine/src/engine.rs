@@ -52,7 +52,7 @@ const IDLE_MS_MIN: u64 = 100;
 /// Owns every sandbox of a state directory. Clones are handles to the same engine.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Engine {
@@ -91,7 +91,12 @@ impl Engine {
             Ok(stored) => stored,
             Err(error) => return Err(failed("read")(error.into())),
         };
+        let keys = match store.keys().await {
+            Ok(keys) => keys,
+            Err(error) => return Err(failed("read")(error.into())),
+        };
         let core = Core::new(Parts {
+            keys,
             config,
             driver,
             seams,
@@ -157,7 +162,7 @@ impl Engine {
             };
             let activity = Activity::new(core.clock);
             let (entry, messages) = Entry::new(row, None, activity, &core.closing);
-            match core.register(&entry) {
+            match core.register(&entry, &core.quotas(caller)) {
                 Ok(()) => {
                     sandbox::spawn(core, &entry, messages);
                     return Ok(entry);

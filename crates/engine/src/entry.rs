@@ -203,6 +203,8 @@ impl Entry {
     }
 
     pub(crate) fn drop_exec(&self, id: &ExecId) {
-        self.lock_execs().remove(id);
+        if let Some(cell) = self.lock_execs().remove(id) {
+            cell.leave();
+        }
     }
 }

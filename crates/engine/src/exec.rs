@@ -2,7 +2,7 @@
 
 mod follow;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use pinfold_driver::agent::AgentStart;
 use pinfold_types::api::Exec;
@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::entry::{Entry, Live};
 use crate::error::{EngineError, chain};
 use crate::journal::{Journal, JournalWriter};
+use crate::quota::Place;
 use crate::store::{ExecRow, Inserted};
 
 pub(crate) use follow::{BATCH_BYTES, Follower};
@@ -39,15 +40,28 @@ pub(crate) struct ExecCell {
     pub(crate) journal: Arc<Journal>,
     /// Held while standard input is written: inputs of one exec must not overlap.
     pub(crate) input: tokio::sync::Mutex<()>,
+    /// Its place among the execs of its owner, until it has ended.
+    place: std::sync::Mutex<Option<Place>>,
 }
 
 impl ExecCell {
-    pub(crate) fn new(row: ExecRow, journal: Arc<Journal>) -> Arc<Self> {
+    pub(crate) fn new(row: ExecRow, journal: Arc<Journal>, place: Place) -> Arc<Self> {
         Arc::new(Self {
             row,
             journal,
             input: tokio::sync::Mutex::new(()),
+            place: std::sync::Mutex::new(Some(place)),
         })
+    }
+
+    /// Gives the place back: readers may hold the cell much longer.
+    pub(crate) fn leave(&self) {
+        let place = self
+            .place
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(place);
     }
 
     /// Returns the exec's row as it should be now.
@@ -70,6 +84,7 @@ pub(crate) struct Starting {
     /// Keeps the sandbox awake until the exec runs.
     pub(crate) _lease: Lease,
     pub(crate) spec: ExecSpec,
+    pub(crate) place: Place,
 }
 
 impl Starting {
@@ -171,8 +186,8 @@ impl Starting {
         });
     }
 
-    fn follow(&self, row: ExecRow, journal: Arc<Journal>, writer: JournalWriter) -> Exec {
-        let cell = ExecCell::new(row, journal);
+    fn follow(self, row: ExecRow, journal: Arc<Journal>, writer: JournalWriter) -> Exec {
+        let cell = ExecCell::new(row, journal, self.place);
         self.entry.add_exec(Arc::clone(&cell));
         self.entry.activity.touch();
         let shown = cell.row_now().shown();

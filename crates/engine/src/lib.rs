@@ -23,9 +23,11 @@ mod exec;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod journal;
+mod keys;
 mod leased;
 mod lock;
 mod mounts;
+mod quota;
 mod reader;
 mod recovery;
 mod sandbox;
@@ -42,6 +44,7 @@ pub use caller::{Caller, ListFilter};
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, OpenError};
+pub use keys::Grant;
 pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};
 pub use reader::EventReader;
 

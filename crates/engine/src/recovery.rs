@@ -253,7 +253,8 @@ async fn resume_exec(
     row: ExecRow,
 ) -> Result<(), EngineError> {
     let (journal, mut writer) = open_journal(core, &row).await?;
-    let cell = ExecCell::new(row, journal);
+    let place = core.running.enter(&entry.owner, None)?;
+    let cell = ExecCell::new(row, journal, place);
     if let Some(live) = live {
         follow(core, entry, live, (cell, writer));
         return Ok(());
@@ -341,7 +342,9 @@ async fn follow_stray(
     };
     core.store.insert_exec(&row, usize::MAX).await?;
     let (journal, writer) = open_journal(core, &row).await?;
-    follow(core, entry, live, (ExecCell::new(row, journal), writer));
+    let place = core.running.enter(&entry.owner, None)?;
+    let cell = ExecCell::new(row, journal, place);
+    follow(core, entry, live, (cell, writer));
     Ok(())
 }
 

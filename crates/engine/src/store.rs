@@ -2,6 +2,7 @@
 //!
 //! What the rows mean is in [`rows`]; the tables are in [`schema`].
 
+mod keys;
 mod rows;
 mod schema;
 
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{EngineError, OpenError, chain};
 
+pub(crate) use keys::{HASH_LENGTH, KeyRow};
 pub(crate) use rows::{ExecRow, Inserted, SandboxRow, Stored};
 
 /// Name of the database in the state directory.

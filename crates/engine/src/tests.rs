@@ -4,6 +4,7 @@ mod deadlines;
 mod execs;
 mod lifecycle;
 mod model;
+mod quotas;
 mod recovery;
 mod stub;
 
@@ -18,11 +19,16 @@ use crate::clock::Clock;
 use crate::core::Seams;
 use crate::{Caller, Engine, EngineConfig, EngineError, EventReader};
 
-static USER: Caller = Caller::of_host(1000, 1000, Role::User);
+pub(crate) static USER: Caller = Caller::of_host(1000, 1000, Role::User);
 
-static OTHER: Caller = Caller::of_host(1001, 1001, Role::User);
+pub(crate) static OTHER: Caller = Caller::of_host(1001, 1001, Role::User);
 
-static ADMIN: Caller = Caller::of_host(0, 0, Role::Admin);
+pub(crate) static ADMIN: Caller = Caller::of_host(0, 0, Role::Admin);
+
+/// Opens an engine whose world is empty.
+pub(crate) async fn open_empty(dir: &Path) -> Engine {
+    open(dir, &Arc::default()).await
+}
 
 async fn open(dir: &Path, world: &Arc<World>) -> Engine {
     open_with(EngineConfig::new(dir), world).await

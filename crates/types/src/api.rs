@@ -1,5 +1,7 @@
 //! Requests and responses of the public API under `/v1`.
 
+pub mod keys;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -88,6 +88,8 @@ impl Actor {
 error_codes! {
     /// The request is malformed or a value is outside its range.
     InvalidArgument = "invalid_argument", 400, User, false;
+    /// Whoever asks showed no key, or one that is not valid.
+    Unauthenticated = "unauthenticated", 401, User, false;
     /// The peer may not do that.
     PermissionDenied = "permission_denied", 403, User, false;
     /// There is no such sandbox, exec or path.
@@ -108,6 +110,8 @@ error_codes! {
     UnknownUser = "unknown_user", 422, User, false;
     /// A limit of pinfold's own is reached.
     LimitExceeded = "limit_exceeded", 429, User, true;
+    /// A quota of the caller's principal is used up.
+    QuotaExceeded = "quota_exceeded", 429, User, true;
     /// The driver or image cannot do that.
     Unsupported = "unsupported", 501, User, false;
     /// More host ids are needed than this user has.

@@ -33,6 +33,9 @@ impl Engine {
         self.core.check_open()?;
         spec.check()?;
         let entry = self.core.find(caller, target)?;
+        // Before a frozen sandbox is woken for nothing.
+        let most = self.core.quotas(caller).execs;
+        let place = self.core.running.enter(&entry.owner, most)?;
         let (live, lease) = entry.enter().await?;
         let starting = Starting {
             core: Arc::clone(&self.core),
@@ -40,6 +43,7 @@ impl Engine {
             live,
             _lease: lease,
             spec,
+            place,
         };
         let task = self.core.tasks.spawn(starting.run());
         task.await.unwrap_or_else(|error| {

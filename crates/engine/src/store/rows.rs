@@ -388,11 +388,11 @@ fn optional_json<T: Serialize>(value: Option<&T>) -> Result<Option<String>, serd
     value.map(serde_json::to_string).transpose()
 }
 
-fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+pub(super) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
 }
 
-fn json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+pub(super) fn json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
     serde_json::from_str(text).map_err(unreadable)
 }
 
@@ -402,7 +402,7 @@ fn json_or_null<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::R
         .transpose()
 }
 
-fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
+pub(super) fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {

@@ -74,6 +74,21 @@ const STEPS: &[&str] = &[
     ALTER TABLE new_sandboxes RENAME TO sandboxes;
     ALTER TABLE new_execs RENAME TO execs;
 ",
+    "
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        principal TEXT NOT NULL,
+        role TEXT NOT NULL,
+        hash BLOB NOT NULL,
+        quotas TEXT NOT NULL,
+        made_with TEXT,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER,
+        used_ms INTEGER,
+        UNIQUE (principal, name)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Brings a database to the present version, each step in a transaction of its own.
