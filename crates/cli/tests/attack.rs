@@ -20,9 +20,13 @@ fn built(variable: &str) -> PathBuf {
     path.unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
 }
 
-/// Copies what was built to where the person can read it.
+/// Copies what was built to where the person can read it, once.
 fn given(world: &World, variable: &str) -> PathBuf {
     let name = variable.to_lowercase();
+    let before = world.files().join(&name);
+    if before.exists() {
+        return before;
+    }
     let copy = world.write(&name, std::fs::read(built(variable)).unwrap());
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&copy, executable).unwrap();
@@ -154,8 +158,10 @@ fn each_works_without_its_defence(person: Person) {
         names.push(attack.name);
     }
     let mut wrong = Vec::new();
+    // One for all: each daemon in it ends with the host that was played for it, by signal 9, and the
+    // next one takes away what is left.
+    let world = World::new(person);
     for (switches, names) in by_switches {
-        let world = World::new(person);
         let report = weakened(&world, &names, switches);
         let attacks = report["attacks"].as_array().unwrap();
         assert_eq!(attacks.len(), names.len());
