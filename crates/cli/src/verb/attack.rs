@@ -239,7 +239,9 @@ impl Attacker<'_> {
 
     async fn is_running(&self, sandbox: &Sandbox) -> bool {
         let found = self.context.client.get(sandbox.id.as_str()).await;
+        // What the attack before has just brought down may still be called running.
         found.is_ok_and(|found| found.state == SandboxState::Running)
+            && self.stays_up(sandbox).await
     }
 
     /// Returns whether programs can still be run in a sandbox, also some moments from now: one that
