@@ -339,6 +339,10 @@ pub(crate) struct CpArguments {
     pub(crate) source: String,
     /// Where to: PATH or NAME:PATH
     pub(crate) destination: String,
+    /// Leave out what a program of the host might run by itself, such as git hooks, and the bits that
+    /// make files executable; ends with 1 when something was left out
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 /// `metrics`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Sources};
 use crate::environment::{self, SETTINGS};
+use crate::handoff::Handoff;
 use crate::tarball;
 
 /// What was unpacked: how many entries, and what was left out.
@@ -18,9 +19,16 @@ pub type Unpacked = (u64, Vec<String>);
 ///
 /// Returns what the command line would say.
 pub fn unpack(stream: impl Read, directory: &Path, name: &str) -> Result<Unpacked, String> {
-    tarball::unpack(stream, directory, &OsString::from(name), &|_| {})
-        .map(|done| (done.entries, done.notes))
-        .map_err(|error| error.to_string())
+    let mut handoff = Handoff::new(directory, false);
+    tarball::unpack(
+        stream,
+        directory,
+        &OsString::from(name),
+        &mut handoff,
+        &|_| {},
+    )
+    .map(|done| (done.entries, done.notes))
+    .map_err(|error| error.to_string())
 }
 
 /// Packs a file or directory of the host, as `pinfold cp` does; returns what was left out.

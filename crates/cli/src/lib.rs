@@ -15,6 +15,7 @@ mod environment;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod handoff;
 mod listen;
 mod output;
 mod printer;

@@ -95,6 +95,11 @@ impl Printer {
         ));
     }
 
+    /// Shows something that is not the data that was asked for.
+    pub(crate) fn aside(self, text: &str) {
+        say(printable(text).trim_end());
+    }
+
     /// Tells a failure: what, why, and what to do.
     pub(crate) fn error(self, error: &CliError) {
         if error.is_quiet() {

@@ -13,6 +13,7 @@ use rustix::fs::Mode;
 use tar::{Archive, EntryType};
 
 use super::extension::Extension;
+use crate::handoff::{CONTENT_BYTES_MAX, Handoff};
 
 /// Most entries of one copy: ten million files, far above any source tree, end a hostile stream.
 const ENTRIES_MAX: u64 = 10_000_000;
@@ -91,6 +92,7 @@ pub(crate) fn unpack(
     stream: impl Read,
     directory: &Path,
     name: &OsString,
+    handoff: &mut Handoff,
     progress: &dyn Fn(u64),
 ) -> Result<Unpacked, UnpackError> {
     let root = Beneath::open(directory)?;
@@ -115,37 +117,40 @@ pub(crate) fn unpack(
         let Some(path) = placed(&sent, name)? else {
             continue;
         };
-        let mode = entry.header().mode().unwrap_or(0o644) & MODE_COPIED;
+        let sent_mode = entry.header().mode().unwrap_or(0o644);
         let target = extension
             .link
             .or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned))
             .map(|target| path_of(&target));
         let kind = entry.header().entry_type();
-        if let Some(parent) = path
-            .parent()
-            .filter(|parent| parent.components().next().is_some())
-        {
-            root.mkdir_all(parent, Mode::from_raw_mode(0o755))?;
-        }
+        make_parent(&root, &path)?;
         match (kind, target) {
             (EntryType::Directory, _) => {
+                handoff.directory(&path);
                 root.mkdir_all(&path, Mode::from_raw_mode(0o700))?;
                 later_bytes += path.as_os_str().len() + size_of::<(PathBuf, u32)>();
                 if later_bytes <= LATER_BYTES_MAX {
-                    directories.push((path, mode));
+                    directories.push((path, sent_mode & MODE_COPIED));
                 }
             }
             (EntryType::Regular | EntryType::Continuous, _) => {
-                write_file(&root, &path, mode, &mut entry, progress)?;
+                if !take_file(&root, (&path, sent_mode), &mut entry, handoff, progress)? {
+                    continue;
+                }
             }
             (EntryType::Symlink, Some(target)) => {
+                if !handoff.symlink(&path, &target) {
+                    continue;
+                }
                 clear(&root, &path)?;
                 root.symlink(&target, &path)?;
             }
             (EntryType::Link, Some(target)) => {
+                if !handoff.hard_link(&path) {
+                    continue;
+                }
                 if let Some(existing) = placed(&target, name)? {
-                    clear(&root, &path)?;
-                    root.hard_link(&existing, &path)?;
+                    hard_link(&root, &existing, &path, handoff)?;
                 }
             }
             _ => {
@@ -160,6 +165,61 @@ pub(crate) fn unpack(
     }
     finish(&root, &directories)?;
     Ok(done)
+}
+
+fn make_parent(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
+    let parent = path.parent();
+    match parent.filter(|parent| parent.components().next().is_some()) {
+        Some(parent) => Ok(root.mkdir_all(parent, Mode::from_raw_mode(0o755))?),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file unless it is held back; answers whether it was written.
+fn take_file(
+    root: &Beneath,
+    (path, mode): (&Path, u32),
+    entry: &mut impl Read,
+    handoff: &mut Handoff,
+    progress: &dyn Fn(u64),
+) -> Result<bool, UnpackError> {
+    let head = head_of(path, entry, handoff)?;
+    let decision = handoff.file(path, mode, &head);
+    if decision.take {
+        let mut data = head.as_slice().chain(entry);
+        let mode = decision.mode & MODE_COPIED;
+        write_file(root, path, mode, &mut data, progress)?;
+    }
+    Ok(decision.take)
+}
+
+/// Reads as much of a file as has to be known of it before it is written.
+fn head_of(path: &Path, entry: &mut impl Read, handoff: &Handoff) -> Result<Vec<u8>, UnpackError> {
+    let mut head = Vec::new();
+    if handoff.needs_content(path) {
+        let most = CONTENT_BYTES_MAX as u64 + 1;
+        let mut first = entry.take(most);
+        first.read_to_end(&mut head).map_err(UnpackError::Stream)?;
+    }
+    Ok(head)
+}
+
+/// Makes a second name of a file; of one that was left out there is none.
+fn hard_link(
+    root: &Beneath,
+    existing: &Path,
+    path: &Path,
+    handoff: &Handoff,
+) -> Result<(), UnpackError> {
+    if handoff.is_strict() && root.stat(existing).is_err_and(|e| is_missing(&e)) {
+        return Ok(());
+    }
+    clear(root, path)?;
+    Ok(root.hard_link(existing, path)?)
+}
+
+fn is_missing(error: &BeneathError) -> bool {
+    error.source.kind() == io::ErrorKind::NotFound
 }
 
 /// Gives directories the mode that they were sent with, innermost first.
@@ -275,6 +335,7 @@ mod tests {
             stream(entries).as_slice(),
             directory,
             &"copy".into(),
+            &mut Handoff::new(directory, false),
             &|_| {},
         )
     }
@@ -297,7 +358,15 @@ mod tests {
         );
 
         let to = tempfile::tempdir().unwrap();
-        let done = unpack(bytes.as_slice(), to.path(), &"other".into(), &|_| {}).unwrap();
+        let mut handoff = Handoff::new(to.path(), false);
+        let done = unpack(
+            bytes.as_slice(),
+            to.path(),
+            &"other".into(),
+            &mut handoff,
+            &|_| {},
+        )
+        .unwrap();
         assert_eq!((done.entries, done.notes.len()), (6, 0));
         let other = to.path().join("other");
         assert_eq!(std::fs::read(other.join("file")).unwrap(), b"content");
@@ -360,13 +429,63 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_back_is_not_written_and_the_rest_is() {
+        let to = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(to.path().join("copy")).unwrap();
+        std::fs::write(to.path().join("copy/.envrc"), "old").unwrap();
+        let regular = EntryType::Regular;
+        let safe = "[core]\nbare = false\n";
+        let long = format!("{safe}#{}", "x".repeat(2 << 20));
+        let sent = stream(&[
+            ("a/.envrc", regular, "new"),
+            ("a/.git/hooks/pre-commit", regular, "x"),
+            ("a/.git/config", regular, safe),
+            ("a/sub/.git/config", regular, &long),
+            ("a/link", EntryType::Symlink, "/etc"),
+            ("a/second", EntryType::Link, "a/.git/hooks/pre-commit"),
+            ("a/third", EntryType::Link, "a/run"),
+            ("a/run", regular, "run"),
+        ]);
+        let mut handoff = Handoff::new(to.path(), true);
+        let done = unpack(
+            sent.as_slice(),
+            to.path(),
+            &"copy".into(),
+            &mut handoff,
+            &|_| {},
+        );
+        done.unwrap();
+        let copy = to.path().join("copy");
+        let read = |name: &str| std::fs::read_to_string(copy.join(name)).ok();
+        assert_eq!(read(".envrc").unwrap(), "old");
+        assert_eq!(read(".git/config").unwrap(), safe);
+        assert_eq!(read("run").unwrap(), "run");
+        let mode = std::fs::metadata(copy.join("run")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o644);
+        for name in [".git/hooks/pre-commit", "sub/.git/config", "link", "second"] {
+            assert!(
+                std::fs::symlink_metadata(copy.join(name)).is_err(),
+                "{name}"
+            );
+        }
+        assert!(handoff.finish().held >= 4);
+    }
+
+    #[test]
     fn a_cut_stream_is_an_error() {
         let to = tempfile::tempdir().unwrap();
         let whole = stream(&[("a/file", EntryType::Regular, &"x".repeat(3000))]);
         for length in [100, 600, 1500] {
             let cut = whole.get(..length).unwrap();
             assert!(
-                unpack(cut, to.path(), &"copy".into(), &|_| {}).is_err(),
+                unpack(
+                    cut,
+                    to.path(),
+                    &"copy".into(),
+                    &mut Handoff::new(to.path(), false),
+                    &|_| {}
+                )
+                .is_err(),
                 "{length}"
             );
         }

@@ -11,8 +11,13 @@ use pinfold_types::api::MakeDirectoryRequest;
 use crate::arguments::CpArguments;
 use crate::context::{Context, api_error};
 use crate::error::CliError;
+use crate::handoff::{Found, Handoff};
+use crate::table::{self, Column};
 use crate::tarball;
 use crate::terminal;
+
+/// Most lines of a table about what came out: a screen.
+const SHOWN_MAX: usize = 20;
 
 /// One side of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +47,20 @@ impl Side {
 pub(super) async fn copy(context: &Context, arguments: &CpArguments) -> Result<u8, CliError> {
     let source = Side::parse(&arguments.source);
     match (source, Side::parse(&arguments.destination)) {
+        (Side::Host(_), Side::Inside { .. }) if arguments.strict => {
+            return Err(
+                CliError::new("--strict is about what comes out of a sandbox")
+                    .hint("leave it out of a copy in")
+                    .exit(2),
+            );
+        }
         (Side::Host(from), Side::Inside { sandbox, path }) => {
             copy_in(context, &from, &sandbox, &absolute(&path)).await?;
         }
         (Side::Inside { sandbox, path }, Side::Host(to)) => {
-            copy_out(context, &sandbox, &absolute(&path), &to).await?;
+            let found =
+                copy_out(context, &sandbox, &absolute(&path), (&to, arguments.strict)).await?;
+            return tell(context, &found);
         }
         (Side::Host(_), Side::Host(_)) => {
             return Err(CliError::new("neither path is inside a sandbox")
@@ -143,32 +157,23 @@ async fn copy_in(
     }
 }
 
-async fn copy_out(context: &Context, sandbox: &str, path: &str, to: &Path) -> Result<(), CliError> {
+async fn copy_out(
+    context: &Context,
+    sandbox: &str,
+    path: &str,
+    (to, strict): (&Path, bool),
+) -> Result<Found, CliError> {
     let failed = || CliError::new(format!("failed to copy to {}", to.display()));
     let trimmed = path.trim_end_matches('/');
     let own_name = trimmed.rsplit_once('/').map_or("", |(_, name)| name);
-    let wants_directory = to.to_string_lossy().ends_with('/');
-    let (directory, name): (PathBuf, OsString) = if to.is_dir() {
-        let name = if own_name.is_empty() {
+    let (directory, name) = destination(
+        to,
+        if own_name.is_empty() {
             sandbox
         } else {
             own_name
-        };
-        (to.to_owned(), name.into())
-    } else if wants_directory {
-        return Err(failed()
-            .caused_by(&CliError::new("there is no such directory"))
-            .hint("make it first, or leave out the `/` at the end"));
-    } else {
-        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = parent.unwrap_or_else(|| Path::new("."));
-        (directory.to_owned(), final_name(to)?.into())
-    };
-    if !directory.is_dir() {
-        return Err(failed()
-            .caused_by(&CliError::new("the directory above it is not there"))
-            .hint("make it first"));
-    }
+        },
+    )?;
     let info = context
         .client
         .stat(sandbox, path, false)
@@ -183,7 +188,10 @@ async fn copy_out(context: &Context, sandbox: &str, path: &str, to: &Path) -> Re
     let (sender, reader) = tarball::from_connection();
     let counted = bar.clone();
     let unpacking = tokio::task::spawn_blocking(move || {
-        tarball::unpack(reader, &directory, &name, &|bytes| counted.inc(bytes))
+        let mut handoff = Handoff::new(&directory, strict);
+        let progress = |bytes| counted.inc(bytes);
+        let unpacked = tarball::unpack(reader, &directory, &name, &mut handoff, &progress);
+        (unpacked, handoff.finish())
     });
     let mut broken = None;
     while let Some(chunk) = archive.next().await {
@@ -198,7 +206,7 @@ async fn copy_out(context: &Context, sandbox: &str, path: &str, to: &Path) -> Re
         }
     }
     drop(sender);
-    let unpacked = unpacking
+    let (unpacked, found) = unpacking
         .await
         .map_err(|error| failed().caused_by(&error))?;
     bar.finish_and_clear();
@@ -209,7 +217,84 @@ async fn copy_out(context: &Context, sandbox: &str, path: &str, to: &Path) -> Re
     for note in unpacked.notes {
         context.printer.warn(&note);
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Where on this host a copy goes: a directory that is there, and the copy's name in it.
+fn destination(to: &Path, own_name: &str) -> Result<(PathBuf, OsString), CliError> {
+    let failed = || CliError::new(format!("failed to copy to {}", to.display()));
+    let wants_directory = to.to_string_lossy().ends_with('/');
+    let (directory, name): (PathBuf, OsString) = if to.is_dir() {
+        (to.to_owned(), own_name.into())
+    } else if wants_directory {
+        return Err(failed()
+            .caused_by(&CliError::new("there is no such directory"))
+            .hint("make it first, or leave out the `/` at the end"));
+    } else {
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = parent.unwrap_or_else(|| Path::new("."));
+        (directory.to_owned(), final_name(to)?.into())
+    };
+    if !directory.is_dir() {
+        return Err(failed()
+            .caused_by(&CliError::new("the directory above it is not there"))
+            .hint("make it first"));
+    }
+    let real = directory.canonicalize();
+    Ok((real.map_err(|error| failed().caused_by(&error))?, name))
+}
+
+/// Says what a program of the host might run by itself, and ends with 1 when something was held.
+fn tell(context: &Context, found: &Found) -> Result<u8, CliError> {
+    if context.printer.json {
+        context.printer.value(found)?;
+    }
+    let count = found.findings.len() as u64 + found.more;
+    if count > 0 {
+        let rest = match (found.held > 0, context.printer.json) {
+            (true, _) => "; some of it was left out",
+            (false, true) => "",
+            (false, false) => "; `--strict` leaves it out",
+        };
+        context.printer.warn(&format!(
+            "{count} of what came out may be run by programs of this host{rest}"
+        ));
+    }
+    if !context.printer.json {
+        show(context, found);
+    }
+    Ok(u8::from(found.held > 0))
+}
+
+fn show(context: &Context, found: &Found) {
+    if found.findings.is_empty() {
+        return;
+    }
+    let mut columns = vec![
+        Column::left("PATH"),
+        Column::left("KIND"),
+        Column::left("WHY"),
+    ];
+    if found.held > 0 {
+        columns.insert(0, Column::left("LEFT OUT"));
+    }
+    let row = |finding: &crate::handoff::Finding| {
+        let left_out = (found.held > 0).then_some(if finding.held { "yes" } else { "no" });
+        let told = [finding.path.as_str(), finding.kind, finding.why];
+        left_out
+            .into_iter()
+            .chain(told)
+            .map(str::to_owned)
+            .collect()
+    };
+    let rows: Vec<_> = found.findings.iter().take(SHOWN_MAX).map(row).collect();
+    context.printer.aside(&table::render(&columns, &rows, None));
+    let more = found.findings.len().saturating_sub(SHOWN_MAX) as u64 + found.more;
+    if more > 0 {
+        context
+            .printer
+            .note(&format!("and {more} more; `--json` lists them"));
+    }
 }
 
 /// The name that a path ends with; `.` and `..` are resolved, so that a copy of them has a name.
