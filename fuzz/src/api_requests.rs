@@ -1,22 +1,26 @@
 //! Requests to the API, from the bytes of a connection down to the engine and its database.
 //!
-//! The driver refuses to make anything, so nothing is started, and everything before that is as in
-//! the daemon.
+//! A sandbox is a directory here, and its agent is in this process and starts nothing; all else is as
+//! in the daemon, and the agent is reached as it is there.
 
-use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::cell::{Cell, OnceCell};
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pinfold_agent::fuzzing::Served;
 use pinfold_driver::{
-    Capabilities, Driver, DriverError, DriverErrorKind, DriverKind, ImageRequest, Instance,
-    InstanceRecord, InstanceSpec, PreparedImage, Progress, StartSource, SweepReport,
+    Capabilities, Disk, Driver, DriverError, DriverErrorKind, DriverKind, GuestPort, GuestStream,
+    HostMount, ImageRequest, Instance, InstanceExit, InstanceRecord, InstanceSpec, PreparedImage,
+    Progress, StartSource, SweepReport, Usage,
 };
 use pinfold_engine::{Engine, EngineConfig};
 use pinfold_server::ServerOptions;
+use pinfold_types::api::Granted;
 use pinfold_types::doctor::Finding;
-use pinfold_types::{ApiErrorBody, SandboxId};
+use pinfold_types::{ApiErrorBody, Resources, SandboxId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -34,6 +38,16 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(30);
 /// Most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
+/// Most sandboxes; what is made beyond them is refused.
+const SANDBOXES_MAX: usize = 8;
+
+/// Bytes that may be under way to an agent.
+const PIPE_BYTES: usize = 64 << 10;
+
+/// Makes the sandbox that requests can name.
+const MAKE: &[u8] = b"POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+    Content-Length: 12\r\n\r\n{\"name\":\"a\"}";
+
 /// Methods of the requests that are put together here.
 const METHODS: [&str; 8] = [
     "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT",
@@ -50,7 +64,15 @@ pub fn run(data: &[u8]) {
     let request = request(data);
     SERVER.with(|server| {
         let server = server.get_or_init(Server::start);
-        let answered = server.runtime.block_on(server.exchange(&request));
+        let answered = server.runtime.block_on(async {
+            if server.missing.get() {
+                drop(server.exchange(MAKE).await);
+            }
+            server.exchange(&request).await
+        });
+        // It may have been removed, or its time may have come.
+        let gone = answered.get(9..12) == Some(b"404");
+        server.missing.set(gone || request.starts_with(b"DELETE"));
         answers(&answered);
     });
 }
@@ -116,7 +138,9 @@ fn answers(bytes: &[u8]) {
 /// The API on a socket, in this process.
 struct Server {
     runtime: Runtime,
-    socket: std::path::PathBuf,
+    socket: PathBuf,
+    /// Whether the sandbox that requests can name may not be there.
+    missing: Cell<bool>,
     // Removed when the process ends.
     _place: Place,
 }
@@ -129,8 +153,12 @@ impl Server {
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
         runtime.block_on(async {
-            let config = EngineConfig::new(&state);
-            let engine = Engine::open(config, Arc::new(Refusing)).await;
+            let config = EngineConfig {
+                sandboxes_max: SANDBOXES_MAX,
+                ..EngineConfig::new(&state)
+            };
+            let driver = Arc::new(Directories(place.inside().join("guests")));
+            let engine = Engine::open(config, driver).await;
             let engine = engine.expect("an empty state can be opened");
             let listener = UnixListener::bind(&socket).expect("the directory is writable");
             let options = ServerOptions {
@@ -144,6 +172,7 @@ impl Server {
         Self {
             runtime,
             socket,
+            missing: Cell::new(true),
             _place: place,
         }
     }
@@ -164,22 +193,32 @@ impl Server {
     }
 }
 
-/// A driver that makes nothing.
+/// A driver whose sandboxes are directories with an agent in this process.
 #[derive(Debug)]
-struct Refusing;
+struct Directories(PathBuf);
+
+#[derive(Debug)]
+struct Directory {
+    record: InstanceRecord,
+    agent: Served,
+    ended: CancellationToken,
+}
 
 fn refused() -> DriverError {
-    DriverError::new(DriverErrorKind::InvalidImage, "nothing is made here")
+    DriverError::new(DriverErrorKind::ConnectionRefused, "nothing listens there")
 }
 
 #[async_trait]
-impl Driver for Refusing {
+impl Driver for Directories {
     fn kind(&self) -> DriverKind {
         DriverKind::Fake
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities {
+            pause: true,
+            ..Capabilities::default()
+        }
     }
 
     async fn probe(&self) -> Vec<Finding> {
@@ -188,19 +227,41 @@ impl Driver for Refusing {
 
     async fn prepare(
         &self,
-        _image: &ImageRequest,
+        image: &ImageRequest,
         _progress: &dyn Progress,
     ) -> Result<PreparedImage, DriverError> {
-        Err(refused())
+        Ok(PreparedImage {
+            key: image.reference.clone(),
+            layers: Vec::new(),
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+        })
     }
 
     async fn start(
         &self,
-        _id: &SandboxId,
+        id: &SandboxId,
         _source: StartSource<'_>,
         _spec: &InstanceSpec,
     ) -> Result<Arc<dyn Instance>, DriverError> {
-        Err(refused())
+        let failed = |error: std::io::Error| {
+            DriverError::new(DriverErrorKind::ResourceExhausted, error.to_string())
+        };
+        let root = self.0.join(id.as_str());
+        std::fs::create_dir_all(&root).map_err(failed)?;
+        let record = InstanceRecord {
+            version: 1,
+            driver: DriverKind::Fake,
+            id: id.clone(),
+            granted: Granted::default(),
+            state: serde_json::Value::Null,
+        };
+        Ok(Arc::new(Directory {
+            record,
+            agent: Served::beneath(&root).map_err(failed)?,
+            ended: CancellationToken::new(),
+        }))
     }
 
     async fn adopt(
@@ -212,5 +273,58 @@ impl Driver for Refusing {
 
     async fn sweep(&self, _keep: &HashSet<SandboxId>) -> Result<SweepReport, DriverError> {
         Ok(SweepReport::default())
+    }
+}
+
+#[async_trait]
+impl Instance for Directory {
+    fn record(&self) -> InstanceRecord {
+        self.record.clone()
+    }
+
+    async fn connect(&self, to: GuestPort) -> Result<GuestStream, DriverError> {
+        if to != GuestPort::Agent {
+            return Err(refused());
+        }
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let agent = self.agent.clone();
+        tokio::spawn(async move { agent.connection(theirs).await });
+        Ok(Box::new(ours))
+    }
+
+    async fn pause(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn detach(&self, _target: &str) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn update(&self, _resources: &Resources) -> Result<Granted, DriverError> {
+        Ok(Granted::default())
+    }
+
+    async fn usage(&self) -> Result<Usage, DriverError> {
+        Ok(Usage::default())
+    }
+
+    async fn wait(&self) -> InstanceExit {
+        self.ended.cancelled().await;
+        InstanceExit {
+            reason: "it was shut down".to_owned(),
+        }
+    }
+
+    async fn shut_down(&self, _grace: Duration, _disk: Disk) -> Result<(), DriverError> {
+        self.ended.cancel();
+        Ok(())
     }
 }

@@ -17,6 +17,9 @@ pub struct QuantityError {
     pub expected: &'static str,
 }
 
+/// Digits after the point of a size that count: with all of them a tebibyte is told to a byte.
+const FRACTION_DIGITS_MAX: usize = 12;
+
 /// A number of bytes.
 ///
 /// Parses `512`, `64k`, `256m`, `1.5g`, `2t` with an optional `b`, `i` or `ib` (all powers of 1024).
@@ -58,26 +61,19 @@ impl FromStr for ByteSize {
             "t" => 40,
             _ => return Err(error()),
         };
-        let factor = 1u64 << shift;
-        if let Ok(whole) = number.parse::<u64>() {
-            return whole.checked_mul(factor).map(Self).ok_or_else(error);
-        }
-        let value: f64 = number.parse().map_err(|_| error())?;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a fraction of a size is approximate"
-        )]
-        let bytes = value * factor as f64;
-        // What a `u64` holds.
-        if !(0.0..18_446_744_073_709_551_616.0).contains(&bytes) {
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
             return Err(error());
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "the range was checked above"
-        )]
-        Ok(Self(bytes as u64))
+        let fraction = fraction.get(..FRACTION_DIGITS_MAX).unwrap_or(fraction);
+        let digits = |text: &str| match text {
+            "" => Ok(0),
+            text => text.parse::<u64>().map_err(|_| error()),
+        };
+        let parts = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
+        let number = u128::from(digits(whole)?) * parts + u128::from(digits(fraction)?);
+        let bytes = number.checked_mul(1 << shift).ok_or_else(error)? / parts;
+        u64::try_from(bytes).map(Self).map_err(|_| error())
     }
 }
 
@@ -213,6 +209,8 @@ mod tests {
             ("1.5g", 1_610_612_736, "1.5GiB"),
             ("2T", 2 << 40, "2TiB"),
             ("16777215.5t", u64::MAX - (1 << 39) + 1, "16777215.5TiB"),
+            (".5k", 512, "512B"),
+            ("1.0000000000005k", 1024, "1KiB"),
         ];
         for (text, bytes, shown) in cases {
             let size = text.parse::<ByteSize>().unwrap();
@@ -228,6 +226,9 @@ mod tests {
             "-1",
             "1x",
             "1.2.3g",
+            "1.000000000000.3g",
+            ".",
+            "18446744073709551615t",
             "99999999999t",
             "16777216.0t",
             "nan",
