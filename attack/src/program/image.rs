@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::call::{any, read};
 use super::{Attempt, Found};
 
-/// Most files and directories that a search looks at.
+/// Most files and directories that one search looks at.
 const ENTRIES_MAX: usize = 60_000;
 /// Largest file that may be a key.
 const KEY_BYTES_MAX: u64 = 64 << 10;
@@ -133,9 +133,14 @@ fn walk(roots: &[&str], mut visit: impl FnMut(&Path, &fs::Metadata) -> bool) -> 
     seen
 }
 
+/// Looks at one place after the other, so that a large one hides nothing in the next.
 fn keys() -> Found {
+    any(KEY_PLACES.iter().map(|place| keys_in(place)))
+}
+
+fn keys_in(place: &str) -> Found {
     let mut found = None;
-    let seen = walk(KEY_PLACES, |path, metadata| {
+    let seen = walk(&[place], |path, metadata| {
         let name = path.to_string_lossy();
         let may_be = [".pem", ".key", "_rsa", "_ed25519", "_ecdsa", ".keytab"];
         // Examples of programs' documentation and tests are no secrets of this host.
@@ -155,7 +160,7 @@ fn keys() -> Found {
     });
     match found {
         Some(path) => Found::Worked(format!("{}", path.display())),
-        None => Found::Failed(format!("none in {seen} files")),
+        None => Found::Failed(format!("none in {seen} files of {place}")),
     }
 }
 
