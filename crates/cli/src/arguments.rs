@@ -26,7 +26,6 @@ Set up:
     name = "pinfold",
     version,
     after_help = AFTER,
-    disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100

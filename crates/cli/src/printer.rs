@@ -12,6 +12,9 @@ use serde::Serialize;
 
 use crate::error::CliError;
 
+/// Narrowest width that can be wished for.
+const WIDTH_MIN: usize = 20;
+
 /// Longest line of a table where the width of the terminal is unknown.
 const WIDTH_DEFAULT: usize = 80;
 
@@ -38,10 +41,20 @@ pub(crate) fn choose_color(word: Option<&str>) {
 pub(crate) fn table_width() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
-        return None;
+        // Nobody exports it by chance: whoever pipes a table and sets it wants that width.
+        return width_of(std::env::var("COLUMNS").ok().as_deref());
     }
     let width = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
     Some(if width == 0 { WIDTH_DEFAULT } else { width })
+}
+
+/// Reads a width; what is none, or too narrow for any table, is no wish.
+fn width_of(columns: Option<&str>) -> Option<usize> {
+    columns?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|width| *width >= WIDTH_MIN)
 }
 
 #[expect(clippy::unused_self, reason = "whoever prints has to hold the printer")]
@@ -105,6 +118,10 @@ impl Printer {
         if error.is_quiet() {
             return;
         }
+        if self.json {
+            say(&error.to_json());
+            return;
+        }
         let mut text = format!("{} {}", "error:".red().bold(), printable(error.message()));
         for cause in error.causes() {
             let cause = printable(cause);
@@ -155,6 +172,14 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_width_that_is_none_is_no_wish() {
+        assert_eq!(width_of(Some("60")), Some(60));
+        for none in [None, Some(""), Some("0"), Some("-5"), Some("wide")] {
+            assert_eq!(width_of(none), None);
+        }
+    }
 
     #[test]
     fn a_guests_text_cannot_drive_the_terminal() {

@@ -114,10 +114,24 @@ fn help_of_every_verb() {
 }
 
 #[test]
+fn help_is_a_verb_too() {
+    let place = Place::new();
+    for verb in ["run", "cp", "config"] {
+        assert_eq!(place.run(&["help", verb]), place.run(&[verb, "--help"]));
+    }
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     let place = Place::new();
     for (name, arguments) in [
         ("usage-nothing", &[][..]),
+        ("usage-no-dashes", &["exec", "box", "ls", "-l"]),
+        (
+            "usage-timeout-of-nothing",
+            &["run", "--timeout", "0", "--", "true"],
+        ),
+        ("usage-json", &["--json", "list", "--bogus"]),
         ("usage-unknown-verb", &["fly"]),
         ("usage-unknown-flag", &["run", "--colour", "--", "true"]),
         (

@@ -1,11 +1,13 @@
 //! `logs`: what the programs of a sandbox wrote, one after the other, or as it comes.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use pinfold_client::{ClientError, EventRange, EventStream};
-use pinfold_types::OutputStream;
 use pinfold_types::api::{Exec, parse_time_ms};
 use pinfold_types::exec::{EventMessage, decode_output};
+use pinfold_types::{OutputStream, SandboxState};
 
 use crate::arguments::LogsArguments;
 use crate::context::{Context, api_error};
@@ -13,9 +15,15 @@ use crate::error::CliError;
 use crate::output::{Sink, Writer};
 use crate::view;
 
+/// Time between two looks for the first program: nobody sees it, and the daemon hardly feels it.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// `logs`. Programs that are started while we follow are not shown.
 pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result<u8, CliError> {
-    let execs = chosen(context, arguments).await?;
+    let execs = match chosen(context, arguments).await? {
+        none if none.is_empty() && arguments.follow => first(context, arguments).await?,
+        execs => execs,
+    };
     let (writer, written) = Writer::start();
     let mut printing = Printing {
         context,
@@ -43,6 +51,21 @@ pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result
     // What the writing thread met says more than that it ended.
     written.finish().await?;
     result.map(|()| 0)
+}
+
+/// Waits for the first program of a sandbox, for as long as one could come.
+async fn first(context: &Context, arguments: &LogsArguments) -> Result<Vec<Exec>, CliError> {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let sandbox = context.client.get(&arguments.target).await;
+        let state = sandbox.map_err(api_error)?.state;
+        // Looked for after the state: what ended with the sandbox is there by now.
+        let execs = chosen(context, arguments).await?;
+        let over = matches!(state, SandboxState::Stopped | SandboxState::Failed);
+        if over || !execs.is_empty() {
+            return Ok(execs);
+        }
+    }
 }
 
 async fn chosen(context: &Context, arguments: &LogsArguments) -> Result<Vec<Exec>, CliError> {
