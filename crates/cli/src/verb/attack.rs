@@ -178,7 +178,10 @@ impl Attacker<'_> {
                 }],
                 ..SandboxSpec::default()
             };
-            let request = CreateSandboxRequest { name: None, spec };
+            let request = CreateSandboxRequest {
+                spec,
+                ..CreateSandboxRequest::default()
+            };
             match self.context.client.create(&request).await {
                 Ok(sandbox) => {
                     made.push(sandbox.clone());

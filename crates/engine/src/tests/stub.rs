@@ -32,6 +32,10 @@ pub(super) struct Faults {
     pub(super) pause_panics: bool,
     pub(super) shut_down: bool,
     pub(super) no_pause: bool,
+    /// Live mounts fail.
+    pub(super) attach: bool,
+    /// Neither mounts nor limits change while an instance lives.
+    pub(super) nothing_live: bool,
 }
 
 /// Everything outside the engine.
@@ -92,10 +96,13 @@ impl Driver for StubDriver {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let faults = self.0.faults();
         Capabilities {
             tier: IsolationTier::Namespace,
-            pause: !self.0.faults().no_pause,
+            pause: !faults.no_pause,
             adopt: true,
+            live_mounts: !faults.nothing_live,
+            live_resources: !faults.nothing_live,
             ..Capabilities::default()
         }
     }
@@ -153,6 +160,13 @@ impl Driver for StubDriver {
                     paused: watch::Sender::new(false),
                     execs: Mutex::default(),
                     changes: watch::Sender::new(0),
+                    mounts: Mutex::new(
+                        spec.mounts
+                            .iter()
+                            .map(|shown| shown.mount.clone())
+                            .collect(),
+                    ),
+                    limits: Mutex::new(spec.resources),
                 })
             })
             .clone();
@@ -224,6 +238,8 @@ pub(super) struct StubInstance {
     pub(super) paused: watch::Sender<bool>,
     pub(super) execs: Mutex<HashMap<ExecId, StubExec>>,
     changes: watch::Sender<u64>,
+    pub(super) mounts: Mutex<Vec<MountSpec>>,
+    pub(super) limits: Mutex<Resources>,
 }
 
 impl StubInstance {
@@ -292,16 +308,21 @@ impl Instance for StubInstance {
         Ok(())
     }
 
-    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
-        Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
+    async fn attach(&self, mount: &HostMount) -> Result<(), DriverError> {
+        fault(self.world.faults().attach)?;
+        self.mounts.lock().unwrap().push(mount.mount.clone());
+        tokio::task::yield_now().await;
+        Ok(())
     }
 
     async fn detach(&self, _target: &str) -> Result<(), DriverError> {
         Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
     }
 
-    async fn update(&self, _resources: &Resources) -> Result<Granted, DriverError> {
-        Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
+    async fn update(&self, resources: &Resources) -> Result<Granted, DriverError> {
+        *self.limits.lock().unwrap() = *resources;
+        tokio::task::yield_now().await;
+        Ok(self.record().granted)
     }
 
     async fn usage(&self) -> Result<Usage, DriverError> {
