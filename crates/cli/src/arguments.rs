@@ -1,6 +1,7 @@
 //! What can be typed: every verb with its options.
 
 mod options;
+mod pools;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
+pub(crate) use pools::{PoolVerb, SizeOptions, TemplateCreateArguments, TemplateVerb};
 
 use crate::environment;
 
@@ -115,6 +117,12 @@ pub(crate) enum Verb {
     Pause(Targets),
     /// Let suspended sandboxes go on
     Resume(Targets),
+    /// Describe sandboxes once and make them by name
+    #[command(subcommand)]
+    Template(TemplateVerb),
+    /// Keep sandboxes of a template running for whoever comes next
+    #[command(subcommand)]
+    Pool(PoolVerb),
     /// Check what this host can do and print what mends the rest
     Doctor(DoctorArguments),
     /// Run the daemon in the foreground; SIGTERM ends it and sandboxes live on
@@ -203,6 +211,9 @@ pub(crate) struct RunArguments {
     /// Remove the sandbox afterwards, which is the default
     #[arg(long, hide = true)]
     pub(crate) rm: bool,
+    /// Make the sandbox from this template; other options are put over it
+    #[arg(short = 'T', long, value_name = "TEMPLATE", value_parser = sandbox_name)]
+    pub(crate) template: Option<SandboxName>,
     #[command(flatten)]
     pub(crate) program: ProgramOptions,
     #[command(flatten)]
@@ -222,6 +233,9 @@ pub(crate) struct CreateArguments {
     /// Create this many; with --name, a number is added to the name
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) count: Option<u32>,
+    /// Make the sandbox from this template; other options are put over it
+    #[arg(short = 'T', long, value_name = "TEMPLATE", value_parser = sandbox_name)]
+    pub(crate) template: Option<SandboxName>,
     /// Language of the sandbox, for --hello and --file: python, javascript, node, ruby or golang
     #[arg(short, long)]
     pub(crate) language: Option<pinfold_types::spec::Language>,
@@ -263,6 +277,9 @@ pub(crate) struct ListArguments {
     /// List stopped sandboxes as well
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// List instead what waits in pools; for admins
+    #[arg(short, long)]
+    pub(crate) warm: bool,
     /// List only sandboxes with this label; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = options::pair)]
     pub(crate) label: Vec<(String, String)>,

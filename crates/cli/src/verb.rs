@@ -8,6 +8,7 @@ mod doctor;
 mod exec;
 mod lifecycle;
 mod logs;
+mod pool;
 mod run;
 mod show;
 
@@ -49,6 +50,8 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Report => show::report(&context).await,
         Verb::Metrics(arguments) => show::metrics(&context, &arguments).await,
         Verb::Exec(arguments) => exec::exec(&context, &arguments).await,
+        Verb::Template(verb) => pool::template(&context, &verb).await,
+        Verb::Pool(verb) => pool::pool(&context, &verb).await,
         Verb::Logs(arguments) => logs::logs(&context, &arguments).await,
         Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
         Verb::Doctor(arguments) => attack::attack(&context, &arguments).await,

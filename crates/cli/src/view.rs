@@ -116,6 +116,14 @@ pub(crate) fn sandbox(sandbox: &Sandbox) -> String {
     if let Some(language) = spec.language {
         line("language", language.as_str());
     }
+    if let Some(template) = &sandbox.template {
+        let origin = sandbox.origin.as_str();
+        let text = format!("{} version {}, {origin}", template.name, template.version);
+        line("template", &text);
+    }
+    if let Some(reason) = &sandbox.cold_reason {
+        line("cold", reason);
+    }
     line("created", &sandbox.created_at);
     line("changed", &sandbox.changed_at);
     for mount in &spec.mounts {

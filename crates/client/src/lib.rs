@@ -10,6 +10,7 @@ mod client;
 mod error;
 mod files;
 mod peer;
+mod pools;
 mod query;
 mod stream;
 mod transport;

@@ -14,6 +14,7 @@ mod files;
 mod fleet;
 mod options;
 mod peer;
+mod pools;
 mod query;
 mod request;
 mod router;

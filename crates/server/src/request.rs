@@ -71,6 +71,21 @@ impl FromRequestParts<Api> for ExecTarget {
     }
 }
 
+/// The template or pool that a path names.
+#[derive(Debug)]
+pub(crate) struct Named(pub(crate) SandboxName);
+
+impl FromRequestParts<Api> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let text = path_part(parts, api, "name").await?;
+        text.parse()
+            .map(Self)
+            .map_err(|error: pinfold_types::name::NameError| ApiError::invalid(error.to_string()))
+    }
+}
+
 async fn path_part(parts: &mut Parts, api: &Api, name: &str) -> Result<String, ApiError> {
     let path = RawPathParams::from_request_parts(parts, api)
         .await

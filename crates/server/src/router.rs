@@ -9,7 +9,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, delete, get, post};
+use axum::routing::{any, delete, get, post, put};
 use pinfold_engine::Engine;
 use pinfold_types::ErrorCode;
 use pinfold_types::id::RequestId;
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::{self, ApiError};
 use crate::options::ServerOptions;
 use crate::peer::Peer;
-use crate::{execs, files, fleet, sandboxes, stream};
+use crate::{execs, files, fleet, pools, sandboxes, stream};
 
 /// Name of the header that tells an answer's request id.
 const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -95,6 +95,21 @@ pub(crate) fn router(api: Api) -> Router {
     let v1 = Router::new()
         .route("/sandboxes", post(sandboxes::create).get(sandboxes::list))
         .nest("/sandboxes/{id}", sandbox)
+        .route("/templates", get(pools::list_templates))
+        .route(
+            "/templates/{name}",
+            put(pools::put_template)
+                .get(pools::get_template)
+                .delete(pools::remove_template),
+        )
+        .route("/pools", post(pools::create_pool).get(pools::list_pools))
+        .route(
+            "/pools/{name}",
+            get(pools::get_pool)
+                .patch(pools::scale_pool)
+                .delete(pools::remove_pool),
+        )
+        .route("/claims", post(pools::claim))
         .route("/report", get(fleet::report))
         .route("/doctor", get(fleet::doctor))
         .route("/version", get(fleet::version))
