@@ -76,6 +76,10 @@ impl Yard {
         self.directory.path().join("state")
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/pinfold.sock")
+    }
+
     /// Returns whether somebody holds the socket: of a daemon that was killed, its last thread may.
     pub(crate) fn is_served(&self) -> bool {
         UnixStream::connect(self.directory.path().join("run/pinfold.sock")).is_ok()

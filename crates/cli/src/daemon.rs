@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use pinfold_driver::Driver;
 use pinfold_driver_native::{NativeConfig, NativeDriver};
-use pinfold_engine::{Engine, EngineConfig};
+use pinfold_engine::{Caller, ConfiguredPool, Engine, EngineConfig};
 use pinfold_server::ServerOptions;
-use pinfold_types::ByteSize;
 use pinfold_types::api::DoctorReport;
+use pinfold_types::{ByteSize, Role};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::environment;
 use crate::error::CliError;
 use crate::listen::listen;
+use crate::pools;
 use crate::printer::Printer;
 
 /// Permission bits that files of ours never have: images and disks need the others.
@@ -199,11 +200,13 @@ async fn run(
         settings.journal_bytes_max = size.0;
     }
     settings.mounts_allowed = config.mounts_allowed();
+    let pools = pools::configured(config)?;
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)
             .maybe_hint(error.hint())
     })?;
+    configure_pools(&engine, pools).await;
     let (listener, listening) = listen(&config.socket())?;
     let listener = tokio::net::UnixListener::from_std(listener)
         .map_err(|error| CliError::new("failed to listen").caused_by(&error))?;
@@ -244,6 +247,14 @@ async fn tell_usage(engine: Engine, mut asked: tokio::signal::unix::Signal) {
             "usage"
         );
     }
+}
+
+/// Keeps warm what the configuration says, in the name of the daemon's own user.
+async fn configure_pools(engine: &Engine, pools: Vec<ConfiguredPool>) {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let daemon = Caller::of_host(uid, gid, Role::Admin);
+    engine.configure_pools(&daemon, pools).await;
 }
 
 fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {

@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     AllowList,
     /// Any text.
     Text,
+    /// A list of pools.
+    Pools,
 }
 
 impl Kind {
@@ -56,6 +58,9 @@ impl Kind {
                     .to_owned()
             }
             Self::Text => "text".to_owned(),
+            Self::Pools => {
+                "list of `{name, template, spec, size}`, or `min` and `max` for `size`".to_owned()
+            }
         }
     }
 
@@ -68,6 +73,7 @@ impl Kind {
         match self {
             Self::Path if text.is_empty() => Err("an empty path".to_owned()),
             Self::Path | Self::Text => Ok(()),
+            Self::Pools => crate::pools::check(text),
             Self::Switch if matches!(text, "true" | "false") => Ok(()),
             Self::Switch => Err(format!("`{text}` is neither `true` nor `false`")),
             Self::Size => done(text.parse::<ByteSize>()),
@@ -178,6 +184,17 @@ pub(crate) const ISOLATION: &str = "isolation";
 pub(crate) const LIFETIME: &str = "lifetime";
 /// Longest idle time of new sandboxes.
 pub(crate) const IDLE: &str = "idle";
+
+/// Pools of warm sandboxes.
+pub(crate) const POOLS: &str = "pools";
+/// Warm sandboxes of the default kind.
+pub(crate) const WARM_POOL_SIZE: &str = "warm_pool_size";
+/// Whether their number follows what is claimed.
+pub(crate) const WARM_POOL_AUTOSIZE: &str = "warm_pool_autosize";
+/// Least number of them then.
+pub(crate) const WARM_POOL_MIN: &str = "warm_pool_min";
+/// Largest number of them then.
+pub(crate) const WARM_POOL_MAX: &str = "warm_pool_max";
 
 /// Every setting, in the order of the reference.
 pub(crate) const SETTINGS: &[Setting] = &[
@@ -329,6 +346,47 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Duration,
         default: "for ever",
         meaning: "Longest time that new sandboxes may be idle.",
+    },
+    Setting {
+        key: POOLS,
+        variable: "PINFOLD_POOLS",
+        flag: "",
+        kind: Kind::Pools,
+        default: "none",
+        meaning: "Pools of warm sandboxes that the daemon keeps; `spec` makes or changes the template, \
+                  which everybody may use.",
+    },
+    Setting {
+        key: WARM_POOL_SIZE,
+        variable: "PINFOLD_WARM_POOL_SIZE",
+        flag: "",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "Sandboxes that are kept warm for creations without a template, in the pool `default`.",
+    },
+    Setting {
+        key: WARM_POOL_AUTOSIZE,
+        variable: "PINFOLD_WARM_POOL_AUTOSIZE",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Let that number follow what is claimed.",
+    },
+    Setting {
+        key: WARM_POOL_MIN,
+        variable: "PINFOLD_WARM_POOL_MIN",
+        flag: "",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "Fewest sandboxes that are then kept warm.",
+    },
+    Setting {
+        key: WARM_POOL_MAX,
+        variable: "PINFOLD_WARM_POOL_MAX",
+        flag: "",
+        kind: Kind::Count,
+        default: "`warm_pool_size`, or 10 without it",
+        meaning: "Most sandboxes that are then kept warm.",
     },
 ];
 

@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod handoff;
 mod listen;
 mod output;
+mod pools;
 mod printer;
 mod program;
 mod request;

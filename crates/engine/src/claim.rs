@@ -217,10 +217,9 @@ fn cannot_change(
             "another limit of the disk",
         ),
         (asked != own && !can.live_resources, "other limits"),
-        (
-            (!wanted.mounts.is_empty() || wanted.persist) && !can.live_mounts,
-            "mounts",
-        ),
+        // It is the daemon's own, which no live mount reaches.
+        (wanted.persist, "a directory at /persist"),
+        (!wanted.mounts.is_empty() && !can.live_mounts, "mounts"),
     ];
     let reason = reasons.into_iter().find(|(cannot, _)| *cannot)?.1;
     Some(format!("a running sandbox cannot be given {reason}"))
@@ -272,6 +271,7 @@ mod tests {
         };
         check(all, mount, None);
         check(none, mount, Some("mounts"));
-        check(none, |wanted| wanted.persist = true, Some("mounts"));
+        let persist = |wanted: &mut SandboxSpec| wanted.persist = true;
+        check(all, persist, Some("a directory at /persist"));
     }
 }

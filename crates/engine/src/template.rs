@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::caller::Caller;
 use crate::engine::Engine;
-use crate::error::EngineError;
+use crate::error::{EngineError, chain};
 use crate::pool::{self, Key, Pool, Pools};
 use crate::store::{PoolRow, TemplateRow};
 
@@ -382,34 +382,34 @@ impl Engine {
     /// Makes the pools that the configuration names what it says, and removes those that it named
     /// once. They are the daemon's own, and everybody may claim from them.
     ///
-    /// # Errors
-    ///
-    /// Returns [`EngineError`] for the first that cannot be.
-    pub async fn configure_pools(
-        &self,
-        caller: &Caller,
-        configured: Vec<ConfiguredPool>,
-    ) -> Result<()> {
+    /// One that cannot be made is told in the log: the daemon serves without it.
+    pub async fn configure_pools(&self, caller: &Caller, configured: Vec<ConfiguredPool>) {
         let core = &self.core;
         for pool in core.pools.all() {
             let row = pool.row();
             let named = configured.iter().any(|wanted| wanted.name == row.name);
-            if row.configured && row.owner == caller.principal && !named {
-                self.drain(&pool).await?;
+            if row.configured
+                && row.owner == caller.principal
+                && !named
+                && let Err(error) = self.drain(&pool).await
+            {
+                tracing::error!(pool = %row.name, error = %chain(&error), "pool not removed");
             }
         }
         for wanted in configured {
-            if let Some(spec) = wanted.spec.clone() {
-                let request = TemplateRequest { spec, shared: true };
-                self.put_template(caller, &wanted.template, request).await?;
+            let name = wanted.name.clone();
+            if let Err(error) = self.configure_pool(caller, wanted).await {
+                tracing::error!(pool = %name, error = %chain(&error), "pool not set up");
             }
-            self.configure_pool(caller, wanted).await?;
         }
-        Ok(())
     }
 
     async fn configure_pool(&self, caller: &Caller, wanted: ConfiguredPool) -> Result<()> {
         let core = &self.core;
+        if let Some(spec) = wanted.spec {
+            let request = TemplateRequest { spec, shared: true };
+            self.put_template(caller, &wanted.template, request).await?;
+        }
         let _changing = core.pools.changing.lock().await;
         let template = self.find_template(caller, wanted.template.as_str())?;
         check_poolable(&template, core.driver.capabilities())?;
@@ -461,15 +461,15 @@ fn check_own(caller: &Caller, owner: &Principal) -> Result<()> {
 
 /// Refuses what every claim would have to start cold.
 fn check_poolable(template: &TemplateRow, can: pinfold_driver::Capabilities) -> Result<()> {
-    let mounts = !template.spec.mounts.is_empty() || template.spec.persist;
-    if !mounts || can.live_mounts {
-        return Ok(());
+    let spec = &template.spec;
+    if spec.persist || !(spec.mounts.is_empty() || can.live_mounts) {
+        return Err(EngineError::new(
+            ErrorCode::Unsupported,
+            "a running sandbox cannot be given the mounts or the /persist of the template",
+        )
+        .hint("leave them out of the template"));
     }
-    Err(EngineError::new(
-        ErrorCode::Unsupported,
-        "this driver cannot mount in a live sandbox, which the template needs",
-    )
-    .hint("leave mounts and `persist` out of the template"))
+    Ok(())
 }
 
 fn read_size(size: Option<u32>, min: Option<u32>, max: Option<u32>) -> Result<PoolSize> {

@@ -11,15 +11,12 @@ use pinfold_driver::Instance;
 use pinfold_types::api::Sandbox;
 use pinfold_types::api::keys::Quotas;
 use pinfold_types::crash_point;
-use pinfold_types::{MountSpec, Principal, SandboxId, SandboxName, SandboxSpec, SandboxState};
+use pinfold_types::{Principal, SandboxId, SandboxName, SandboxSpec, SandboxState};
 
 use super::Keeper;
 use crate::error::{EngineError, chain};
 use crate::pool::Provenance;
 use crate::store::SandboxRow;
-
-/// Where a sandbox sees what it keeps, as the drivers have it.
-const PERSIST_TARGET: &str = "/persist";
 
 /// What a caller wants a warm sandbox to be.
 #[derive(Debug, Clone)]
@@ -101,7 +98,7 @@ impl Keeper {
     ) -> Result<(), EngineError> {
         let provenance = row.provenance.clone();
         let limits = row.spec.resources != former.spec.resources;
-        if limits || row.spec.persist || !row.spec.mounts.is_empty() {
+        if limits || !row.spec.mounts.is_empty() {
             self.row = SandboxRow {
                 provenance: former.provenance.leaving(),
                 ..row
@@ -124,7 +121,6 @@ impl Keeper {
         instance: &Arc<dyn Instance>,
         limits: bool,
     ) -> Result<(), EngineError> {
-        self.make_persist().await?;
         if limits {
             instance.update(&self.row.spec.resources).await?;
         }
@@ -133,15 +129,6 @@ impl Keeper {
             .mounts(self.asker(), &self.row.spec.mounts)?;
         for mount in &mounts {
             instance.attach(mount).await?;
-        }
-        if self.row.spec.persist {
-            let source = self.core.persist(&self.row.id);
-            let mount = MountSpec {
-                source: source.display().to_string(),
-                target: PERSIST_TARGET.to_owned(),
-                writable: true,
-            };
-            instance.attach(&mount).await?;
         }
         self.note(instance)
     }

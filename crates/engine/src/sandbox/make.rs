@@ -123,7 +123,7 @@ impl Keeper {
         )
     }
 
-    pub(super) async fn make_persist(&self) -> Result<(), EngineError> {
+    async fn make_persist(&self) -> Result<(), EngineError> {
         if !self.row.spec.persist {
             return Ok(());
         }
