@@ -14,7 +14,8 @@ use pinfold_types::doctor::Finding;
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::spec::IsolationTier;
 use pinfold_types::{
-    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, OutputStream, Resources, SandboxId,
+    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, MountSpec, OutputStream, Resources,
+    SandboxId,
 };
 use tokio::sync::watch;
 
