@@ -135,8 +135,8 @@ impl Engine {
             cold_reason,
             waiting: None,
         };
-        let id = kept.as_ref().map(|kept| kept.id.clone());
-        let entry = self.admit(caller, &wanted, id, provenance)?;
+        let id = kept.as_ref().map(|kept| &kept.id);
+        let entry = self.admit(caller, &wanted, id, &provenance)?;
         entry.ask(|reply| Message::Create { progress, reply }).await
     }
 

@@ -180,8 +180,8 @@ impl Engine {
         &self,
         caller: &Caller,
         wanted: &Wanted,
-        id: Option<SandboxId>,
-        provenance: Provenance,
+        id: Option<&SandboxId>,
+        provenance: &Provenance,
     ) -> Result<Arc<Entry>> {
         let core = &self.core;
         let now_ms = core.clock.now_ms();
@@ -189,7 +189,7 @@ impl Engine {
         loop {
             let name = wanted.name.clone();
             let row = SandboxRow {
-                id: id.clone().unwrap_or_else(SandboxId::new),
+                id: id.cloned().unwrap_or_else(SandboxId::new),
                 name: name.unwrap_or_else(|| {
                     core.free_name(&caller.principal, name_prefix(&wanted.spec))
                 }),

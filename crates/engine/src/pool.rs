@@ -43,7 +43,7 @@ const REFILL_SHARE: f64 = 0.2;
 #[derive(Debug)]
 pub(crate) struct Pools {
     templates: Mutex<BTreeMap<Key, Arc<TemplateRow>>>,
-    pools: Mutex<BTreeMap<Key, Arc<Pool>>>,
+    all: Mutex<BTreeMap<Key, Arc<Pool>>>,
     /// Held while a template or pool is made, changed or removed: one of them at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
     refills: Semaphore,
@@ -53,7 +53,7 @@ impl Default for Pools {
     fn default() -> Self {
         Self {
             templates: Mutex::default(),
-            pools: Mutex::default(),
+            all: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             refills: Semaphore::new(REFILLS_AT_ONCE),
         }
@@ -64,7 +64,7 @@ impl Default for Pools {
 #[derive(Debug)]
 pub(crate) struct Pool {
     row: Mutex<PoolRow>,
-    shelf: Mutex<Shelf>,
+    stock: Mutex<Shelf>,
     wake: Notify,
     /// Cancelled when nothing of it is left.
     pub(crate) gone: CancellationToken,
@@ -114,7 +114,7 @@ impl Pools {
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Pool>>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what an earlier daemon left.
@@ -199,20 +199,20 @@ impl Pools {
 
 impl Pool {
     fn new(row: PoolRow) -> Self {
-        let shelf = Shelf {
+        let stock = Shelf {
             target: row.size.bounds().0,
             ..Shelf::default()
         };
         Self {
             row: Mutex::new(row),
-            shelf: Mutex::new(shelf),
+            stock: Mutex::new(stock),
             wake: Notify::new(),
             gone: CancellationToken::new(),
         }
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stock(&self) -> MutexGuard<'_, Shelf> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn row(&self) -> PoolRow {
@@ -226,8 +226,8 @@ impl Pool {
     pub(crate) fn change(&self, row: PoolRow) {
         let (least, most) = row.size.bounds();
         {
-            let mut shelf = self.shelf();
-            shelf.target = shelf.target.clamp(least, most);
+            let mut stock = self.stock();
+            stock.target = stock.target.clamp(least, most);
         }
         *self.row.lock().unwrap_or_else(PoisonError::into_inner) = row;
         self.wake.notify_one();
@@ -235,50 +235,50 @@ impl Pool {
 
     /// Puts a sandbox on the shelf that an earlier daemon made.
     pub(crate) fn adopt(&self, entry: Arc<Entry>) {
-        self.shelf().ready.push_back(entry);
+        self.stock().ready.push_back(entry);
     }
 
     /// Notes that somebody wants a sandbox.
     pub(crate) fn wanted(&self, now_ms: i64) {
-        self.shelf().demand.note(now_ms);
+        self.stock().demand.note(now_ms);
     }
 
-    /// Takes a sandbox of this version from the shelf, for the one who asks and nobody else.
+    /// Takes a sandbox of this version from the stock, for the one who asks and nobody else.
     pub(crate) fn take(&self, version: u32) -> Option<Arc<Entry>> {
         if self.row().draining {
             return None;
         }
-        let mut shelf = self.shelf();
-        while let Some(entry) = shelf.ready.pop_front() {
+        let mut stock = self.stock();
+        while let Some(entry) = stock.ready.pop_front() {
             if is_fit(&entry, version) {
                 return Some(entry);
             }
             if entry.row().provenance.version() > version {
                 // The template has changed since the claim began.
-                shelf.ready.push_front(entry);
+                stock.ready.push_front(entry);
                 return None;
             }
-            shelf.metrics.replaced += 1;
-            shelf.unfit.push(entry);
+            stock.metrics.replaced += 1;
+            stock.unfit.push(entry);
         }
         None
     }
 
     /// Puts a sandbox back that was taken and is as it was.
     pub(crate) fn put_back(&self, entry: Arc<Entry>) {
-        self.shelf().ready.push_front(entry);
+        self.stock().ready.push_front(entry);
         self.wake.notify_one();
     }
 
     /// Has a sandbox removed that was taken and not given away.
     pub(crate) fn discard(&self, entry: Arc<Entry>) {
-        self.shelf().unfit.push(entry);
+        self.stock().unfit.push(entry);
         self.wake.notify_one();
     }
 
     /// Counts a claim that was served, warm or not, and has the shelf filled again.
     pub(crate) fn served(&self, warm: bool) {
-        let metrics = &mut self.shelf().metrics;
+        let metrics = &mut self.stock().metrics;
         if warm {
             metrics.claims_warm += 1;
         } else {
@@ -289,22 +289,22 @@ impl Pool {
 
     /// Counts a sandbox that was made, or was not.
     fn refilled(&self, made: Result<(Arc<Entry>, Duration), String>) {
-        let mut shelf = self.shelf();
+        let mut stock = self.stock();
         match made {
             Ok((entry, took)) => {
                 let ms = took.as_secs_f64() * 1000.0;
-                let metrics = &mut shelf.metrics;
+                let metrics = &mut stock.metrics;
                 metrics.refills += 1;
                 let whole = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                 metrics.refill_ms_total = metrics.refill_ms_total.saturating_add(whole);
                 let late = metrics.refill_ms.unwrap_or(ms);
                 metrics.refill_ms = Some(late + REFILL_SHARE * (ms - late));
-                shelf.error = None;
-                shelf.ready.push_back(entry);
+                stock.error = None;
+                stock.ready.push_back(entry);
             }
             Err(error) => {
-                shelf.metrics.refills_failed += 1;
-                shelf.error = Some(error);
+                stock.metrics.refills_failed += 1;
+                stock.error = Some(error);
             }
         }
     }
@@ -312,9 +312,9 @@ impl Pool {
     /// Returns the pool as the API shows it, with the version of its template.
     pub(crate) fn shown(&self, version: u32) -> Shown {
         let row = self.row();
-        let shelf = self.shelf();
-        let mut metrics = shelf.metrics;
-        metrics.depth = u32::try_from(shelf.ready.len()).unwrap_or(u32::MAX);
+        let stock = self.stock();
+        let mut metrics = stock.metrics;
+        metrics.depth = u32::try_from(stock.ready.len()).unwrap_or(u32::MAX);
         let claims = metrics.claims_warm + metrics.claims_cold;
         #[expect(clippy::cast_precision_loss, reason = "it is a share, for people")]
         let rate = |warm: u64, all: u64| warm as f64 / all as f64;
@@ -331,10 +331,10 @@ impl Pool {
             size,
             min,
             max,
-            target: shelf.target,
-            starting: u32::try_from(shelf.starting).unwrap_or(u32::MAX),
+            target: stock.target,
+            starting: u32::try_from(stock.starting).unwrap_or(u32::MAX),
             draining: row.draining,
-            error: shelf.error.clone(),
+            error: stock.error.clone(),
             metrics,
             created_at: format_time_ms(row.created_ms),
         }

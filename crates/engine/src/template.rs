@@ -25,7 +25,7 @@ const TEMPLATES_PER_OWNER_MAX: usize = 64;
 const POOLS_MAX: usize = 64;
 
 /// Longest wait for a removed pool's last sandbox; after that it goes on by itself.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
+const DRAIN_TIME_MAX: Duration = Duration::from_mins(1);
 
 /// A pool that the configuration names.
 #[derive(Debug, Clone, PartialEq)]
@@ -427,12 +427,11 @@ impl Engine {
                 .map_or_else(|| core.clock.now_ms(), |former| former.row().created_ms),
         };
         core.store.save_pool(&row).await?;
-        match former {
-            Some(former) => former.change(row),
-            None => {
-                let pool = core.pools.add(row);
-                pool::start(core, &pool);
-            }
+        if let Some(former) = former {
+            former.change(row);
+        } else {
+            let pool = core.pools.add(row);
+            pool::start(core, &pool);
         }
         Ok(())
     }

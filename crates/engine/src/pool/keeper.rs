@@ -92,40 +92,40 @@ impl Keeper {
         let template = self.core.pools.template(&row.template);
         let version = template.as_ref().map_or(0, |template| template.version);
         let now_ms = self.core.clock.now_ms();
-        let mut shelf = self.pool.shelf();
-        let shelf = &mut *shelf;
-        let refill_ms = shelf.metrics.refill_ms;
-        shelf.target = match &template {
-            Some(_) if !row.draining => shelf.demand.target(row.size, refill_ms, now_ms),
+        let mut guard = self.pool.stock();
+        let stock = &mut *guard;
+        let refill_ms = stock.metrics.refill_ms;
+        stock.target = match &template {
+            Some(_) if !row.draining => stock.demand.target(row.size, refill_ms, now_ms),
             _ => 0,
         };
-        let target = usize::try_from(shelf.target).unwrap_or(usize::MAX);
-        let (fit, unfit): (Vec<_>, Vec<_>) = shelf
+        let target = usize::try_from(stock.target).unwrap_or(usize::MAX);
+        let (fit, unfit): (Vec<_>, Vec<_>) = stock
             .ready
             .drain(..)
             .partition(|entry| is_fit(entry, version));
-        shelf.metrics.replaced += unfit.len() as u64;
-        shelf.ready.extend(fit);
-        shelf.unfit.extend(unfit);
-        while shelf.ready.len() > target {
-            shelf.unfit.extend(shelf.ready.pop_front());
+        stock.metrics.replaced += unfit.len() as u64;
+        stock.ready.extend(fit);
+        stock.unfit.extend(unfit);
+        while stock.ready.len() > target {
+            stock.unfit.extend(stock.ready.pop_front());
         }
         while self.removing.len() < REMOVED_AT_ONCE
-            && let Some(entry) = shelf.unfit.pop()
+            && let Some(entry) = stock.unfit.pop()
         {
             self.removing.spawn(remove(entry));
         }
         let may = self.retry_at.is_none_or(|at| at <= Instant::now());
         if let Some(template) = template.filter(|_| may) {
-            while shelf.ready.len() + self.making.len() < target
+            while stock.ready.len() + self.making.len() < target
                 && self.making.len() < REFILLS_AT_ONCE
             {
                 let (core, pool) = (Arc::clone(&self.core), Arc::clone(&self.pool));
                 self.making.spawn(make(core, pool, Arc::clone(&template)));
             }
         }
-        shelf.starting = self.making.len();
-        shelf.leaving = self.removing.len();
+        stock.starting = self.making.len();
+        stock.leaving = self.removing.len();
     }
 
     fn made(&mut self, made: Made) {
@@ -151,8 +151,8 @@ impl Keeper {
     async fn is_gone(&self) -> bool {
         let row = self.pool.row();
         let empty = {
-            let shelf = self.pool.shelf();
-            shelf.ready.is_empty() && shelf.unfit.is_empty()
+            let stock = self.pool.stock();
+            stock.ready.is_empty() && stock.unfit.is_empty()
         };
         if !(row.draining && empty && self.making.is_empty() && self.removing.is_empty()) {
             return false;

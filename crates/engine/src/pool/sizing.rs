@@ -31,7 +31,7 @@ pub(super) struct Demand {
     /// Claims of each of the last seconds; the entry of a second is at its number modulo the window.
     seconds: [u32; WINDOW_S],
     /// The last second that was counted.
-    now_s: i64,
+    second: i64,
     peak: f64,
     peak_ms: i64,
 }
@@ -40,7 +40,7 @@ impl Demand {
     /// Counts one claim.
     pub(super) fn note(&mut self, now_ms: i64) {
         self.turn(now_ms);
-        let slot = slot(self.now_s);
+        let slot = slot(self.second);
         if let Some(count) = self.seconds.get_mut(slot) {
             *count = count.saturating_add(1);
         }
@@ -70,19 +70,19 @@ impl Demand {
 
     /// Forgets the seconds that have left the window. A clock that was set back stands still.
     fn turn(&mut self, now_ms: i64) {
-        let now_s = now_ms.div_euclid(1000);
-        let passed = now_s.saturating_sub(self.now_s);
+        let second = now_ms.div_euclid(1000);
+        let passed = second.saturating_sub(self.second);
         if passed <= 0 {
             return;
         }
-        let stale = usize::try_from(passed).unwrap_or(WINDOW_S).min(WINDOW_S);
-        for back in 0..stale {
-            let second = now_s.saturating_sub(i64::try_from(back).unwrap_or(0));
-            if let Some(count) = self.seconds.get_mut(slot(second)) {
+        let left = usize::try_from(passed).unwrap_or(WINDOW_S).min(WINDOW_S);
+        for back in 0..left {
+            let stale = second.saturating_sub(i64::try_from(back).unwrap_or(0));
+            if let Some(count) = self.seconds.get_mut(slot(stale)) {
                 *count = 0;
             }
         }
-        self.now_s = now_s;
+        self.second = second;
     }
 
     fn remember(&mut self, now_ms: i64) {

@@ -465,7 +465,7 @@ async fn a_pool_sized_by_itself_grows_with_claims_and_shrinks_without() {
         engine.claim(&USER, claim_of("t")).await.unwrap();
     }
     assert_eq!(full(&engine, "p").await.metrics.depth, 6);
-    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    tokio::time::sleep(Duration::from_hours(3)).await;
     assert_eq!(full(&engine, "p").await.metrics.depth, 1);
     engine.shut_down().await;
 }
