@@ -1,5 +1,6 @@
 //! What can be typed: every verb with its options.
 
+mod key;
 mod options;
 mod pools;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
+pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
 pub(crate) use pools::{PoolVerb, SizeOptions, TemplateCreateArguments, TemplateVerb};
 
@@ -127,6 +129,9 @@ pub(crate) enum Verb {
     Doctor(DoctorArguments),
     /// Run the daemon in the foreground; SIGTERM ends it and sandboxes live on
     Serve(ServeArguments),
+    /// Make, list and revoke API keys for the daemon's port
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Show or explain the configuration
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -372,6 +377,12 @@ pub(crate) struct MetricsArguments {
 /// `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
+    /// Listen on this address and port too, for API keys
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Listen on 127.0.0.1:8080 and let every program of this machine in without a key
+    #[arg(long)]
+    pub(crate) dev: bool,
     /// Log this, as in `info` or `pinfold_engine=debug`
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -387,6 +398,7 @@ impl ServeArguments {
     /// Returns the settings that were given as flags.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         [
+            (environment::LISTEN, &self.listen),
             (environment::LOG, &self.log),
             (environment::LOG_FORMAT, &self.log_format),
         ]

@@ -168,6 +168,8 @@ impl Config {
         default(environment::LOG_FORMAT, "text");
         default(environment::JOURNAL_SIZE, "64m");
         default(environment::MOUNTS_ALLOWED, "own");
+        default(environment::ALLOW_PLAIN_TCP, "false");
+        default(environment::QUOTA_USERS, "false");
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");
         default(environment::ISOLATION, "namespace");

@@ -24,6 +24,10 @@ pub(crate) enum Kind {
     Count,
     /// A duration.
     Duration,
+    /// An address and a port.
+    Address,
+    /// Origins of web pages, separated by commas.
+    Origins,
     /// An isolation tier.
     Isolation,
     /// A filter for log lines.
@@ -48,6 +52,8 @@ impl Kind {
             Self::Cpus => "CPUs, as in `0.5`".to_owned(),
             Self::Count => "number".to_owned(),
             Self::Duration => "duration, as in `30s`".to_owned(),
+            Self::Address => "address and port, as in `127.0.0.1:8080`".to_owned(),
+            Self::Origins => "origins, as in `https://app.example`".to_owned(),
             Self::Isolation => "`namespace`, `gvisor` or `vm`".to_owned(),
             Self::Filter => "log level, or `module=level,…`".to_owned(),
             Self::Word(words) => format!("`{}`", words.join("`, `")),
@@ -83,6 +89,10 @@ impl Kind {
                 .map(drop)
                 .map_err(|_| format!("`{text}` is not a whole number")),
             Self::Duration => done(parse_duration_ms(text)),
+            Self::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|_| {
+                format!("`{text}` is not an address and port such as `127.0.0.1:8080`")
+            }),
+            Self::Origins => text.split(',').try_for_each(check_origin),
             Self::Isolation => parse_isolation(text).map(drop),
             Self::Filter => text
                 .parse::<tracing_subscriber::filter::Targets>()
@@ -92,6 +102,21 @@ impl Kind {
             Self::Word(words) if words.contains(&text) => Ok(()),
             Self::Word(words) => Err(format!("`{text}` is none of {}", words.join(", "))),
         }
+    }
+}
+
+/// An origin is a scheme, a host and at most a port: what a browser sends, letter by letter.
+fn check_origin(text: &str) -> Result<(), String> {
+    let text = text.trim();
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+    match host {
+        Some(host) if !host.is_empty() && host.chars().all(plain) => Ok(()),
+        _ => Err(format!(
+            "`{text}` is not an origin such as `https://app.example`"
+        )),
     }
 }
 
@@ -166,6 +191,28 @@ pub(crate) const LOG_FORMAT: &str = "log_format";
 pub(crate) const JOURNAL_SIZE: &str = "journal_size";
 /// Which host paths callers may show in sandboxes.
 pub(crate) const MOUNTS_ALLOWED: &str = "mounts_allowed";
+/// Address of the port.
+pub(crate) const LISTEN: &str = "listen";
+/// Certificates of the port.
+pub(crate) const TLS_CERT: &str = "tls_cert";
+/// Key of the port's certificate.
+pub(crate) const TLS_KEY: &str = "tls_key";
+/// Whether a port without TLS may be reached from other machines.
+pub(crate) const ALLOW_PLAIN_TCP: &str = "allow_plain_tcp";
+/// Origins whose web pages may ask at the port.
+pub(crate) const CORS_ORIGINS: &str = "cors_origins";
+/// Most sandboxes of a principal.
+pub(crate) const QUOTA_SANDBOXES: &str = "quota_sandboxes";
+/// Most CPUs of a principal.
+pub(crate) const QUOTA_CPUS: &str = "quota_cpus";
+/// Most memory of a principal.
+pub(crate) const QUOTA_MEMORY: &str = "quota_memory";
+/// Most execs of a principal at once.
+pub(crate) const QUOTA_EXECS: &str = "quota_execs";
+/// Most creations of a principal in a minute.
+pub(crate) const QUOTA_CREATIONS: &str = "quota_creations";
+/// Whether quotas hold for users of the host too.
+pub(crate) const QUOTA_USERS: &str = "quota_users";
 /// When to use colours.
 pub(crate) const COLOR: &str = "color";
 /// Image of new sandboxes.
@@ -274,6 +321,94 @@ pub(crate) const SETTINGS: &[Setting] = &[
                   what the caller owns, and whatever the daemon reaches for root and for the \
                   daemon's own user; a directory is for everybody over the Unix socket with the \
                   rights that they have, and for admins over TCP.",
+    },
+    Setting {
+        key: LISTEN,
+        variable: "PINFOLD_LISTEN",
+        flag: "`serve --listen`",
+        kind: Kind::Address,
+        default: "no port; `127.0.0.1:8080` with `serve --dev`",
+        meaning: "Address and port that the daemon listens on beside its socket; for API keys only.",
+    },
+    Setting {
+        key: TLS_CERT,
+        variable: "PINFOLD_TLS_CERT",
+        flag: "",
+        kind: Kind::Path,
+        default: "no TLS",
+        meaning: "Chain of certificates of the port, in PEM; read again when it changes.",
+    },
+    Setting {
+        key: TLS_KEY,
+        variable: "PINFOLD_TLS_KEY",
+        flag: "",
+        kind: Kind::Path,
+        default: "no TLS",
+        meaning: "Private key of the first certificate, in PEM; read again when it changes.",
+    },
+    Setting {
+        key: ALLOW_PLAIN_TCP,
+        variable: "PINFOLD_ALLOW_PLAIN_TCP",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Listen without TLS where other machines reach the port.",
+    },
+    Setting {
+        key: CORS_ORIGINS,
+        variable: "PINFOLD_CORS_ORIGINS",
+        flag: "",
+        kind: Kind::Origins,
+        default: "none",
+        meaning: "Origins whose web pages may ask at the port, separated by commas.",
+    },
+    Setting {
+        key: QUOTA_SANDBOXES,
+        variable: "PINFOLD_QUOTA_SANDBOXES",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most sandboxes of one principal; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_CPUS,
+        variable: "PINFOLD_QUOTA_CPUS",
+        flag: "",
+        kind: Kind::Cpus,
+        default: "not limited",
+        meaning: "Most CPUs of all sandboxes of one principal together; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_MEMORY,
+        variable: "PINFOLD_QUOTA_MEMORY",
+        flag: "",
+        kind: Kind::Size,
+        default: "not limited",
+        meaning: "Most memory of all sandboxes of one principal together; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_EXECS,
+        variable: "PINFOLD_QUOTA_EXECS",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most execs of one principal at once; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_CREATIONS,
+        variable: "PINFOLD_QUOTA_CREATIONS",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most sandboxes that one principal makes in a minute; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_USERS,
+        variable: "PINFOLD_QUOTA_USERS",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Hold users of the host to the quotas too, who need no key.",
     },
     Setting {
         key: COLOR,
@@ -528,6 +663,13 @@ mod tests {
             (ISOLATION, "vm", "box"),
             (COLOR, "never", "blue"),
             (SOCKET, "/run/x", ""),
+            (LISTEN, "[::1]:8080", "8080"),
+            (
+                CORS_ORIGINS,
+                "https://a.example, http://localhost:3000",
+                "https://a.example/",
+            ),
+            (CORS_ORIGINS, "https://a.example", "*"),
             (LOG, "pinfold_engine=debug", "a=b=c"),
             (MOUNTS_ALLOWED, "own, /srv/data:ro", "own,srv"),
             (MOUNTS_ALLOWED, "none", "own,none"),

@@ -19,6 +19,7 @@ mod handoff;
 mod listen;
 mod output;
 mod pools;
+mod port;
 mod printer;
 mod program;
 mod request;

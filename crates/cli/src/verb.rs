@@ -6,6 +6,7 @@ mod copy;
 mod create;
 mod doctor;
 mod exec;
+mod key;
 mod lifecycle;
 mod logs;
 mod pool;
@@ -54,6 +55,7 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Pool(verb) => pool::pool(&context, &verb).await,
         Verb::Logs(arguments) => logs::logs(&context, &arguments).await,
         Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
+        Verb::Key(verb) => key::key(&context, &verb).await,
         Verb::Doctor(arguments) => attack::attack(&context, &arguments).await,
         Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) => {
             Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))

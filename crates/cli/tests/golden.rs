@@ -106,6 +106,7 @@ fn help_of_every_verb() {
         "resume",
         "doctor",
         "serve",
+        "key",
         "config",
         "completion",
     ] {

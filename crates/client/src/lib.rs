@@ -9,6 +9,7 @@
 mod client;
 mod error;
 mod files;
+mod keys;
 mod peer;
 mod pools;
 mod query;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::{self, ApiError};
 use crate::options::ServerOptions;
 use crate::peer::Peer;
-use crate::{execs, files, fleet, pools, sandboxes, stream};
+use crate::{access, execs, files, fleet, keys, pools, sandboxes, stream};
 
 /// Name of the header that tells an answer's request id.
 const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -110,6 +110,8 @@ pub(crate) fn router(api: Api) -> Router {
                 .delete(pools::remove_pool),
         )
         .route("/claims", post(pools::claim))
+        .route("/keys", post(keys::create).get(keys::list))
+        .route("/keys/{key_id}", delete(keys::revoke))
         .route("/report", get(fleet::report))
         .route("/doctor", get(fleet::doctor))
         .route("/version", get(fleet::version))
@@ -127,24 +129,28 @@ pub(crate) fn router(api: Api) -> Router {
         .method_not_allowed_fallback(wrong_method)
         // Every route has a limit of its own.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(each_request))
+        .layer(middleware::from_fn_with_state(api.clone(), each_request))
         .with_state(api)
 }
 
-/// Gives a request its id, refuses those of refused peers, finishes errors, and writes the log.
-async fn each_request(mut request: Request, next: Next) -> Response {
+/// Gives a request its id, asks the gate, finishes errors, and writes the log.
+async fn each_request(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id = RequestId::new();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>().cloned();
-    let refused = peer.as_ref().and_then(|peer| peer.refused.clone());
+    let origin = access::origin(request.headers());
     request.extensions_mut().insert(request_id.clone());
-    let response = match refused {
-        Some(error) => error.into_response(),
-        None => next.run(request).await,
+    let admitted = access::admit(&api, &mut request);
+    let caller = admitted.as_ref().ok().cloned();
+    let response = match (access::preflight(&api, &request), admitted) {
+        (Some(answer), _) => answer,
+        (None, Err(error)) => error.into_response(),
+        (None, Ok(_)) => next.run(request).await,
     };
     let mut response = error::finish(response, &request_id);
+    access::allow_origin(&api, origin.as_deref(), &mut response);
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
@@ -153,8 +159,9 @@ async fn each_request(mut request: Request, next: Next) -> Response {
         %method,
         path,
         status = response.status().as_u16(),
-        principal = peer.as_ref().map(|peer| tracing::field::display(&peer.caller.principal)),
-        pid = peer.as_ref().and_then(|peer| peer.pid),
+        principal = caller.as_ref().map(|caller| tracing::field::display(&caller.principal)),
+        key = caller.as_ref().and_then(|caller| caller.key.as_ref()).map(tracing::field::display),
+        pid = peer.as_ref().and_then(Peer::pid),
         elapsed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         "request"
     );

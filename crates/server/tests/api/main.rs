@@ -9,6 +9,7 @@
 mod connections;
 mod execs;
 mod files;
+mod port;
 mod reference;
 mod requests;
 mod server;
