@@ -12,6 +12,7 @@ use std::time::Duration;
 use pinfold_driver::Driver;
 use pinfold_driver_native::{NativeConfig, NativeDriver};
 use pinfold_engine::{Engine, EngineConfig};
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_server::ServerOptions;
 use pinfold_types::ByteSize;
 use pinfold_types::api::DoctorReport;
@@ -199,6 +200,9 @@ async fn run(
         settings.journal_bytes_max = size.0;
     }
     settings.mounts_allowed = config.mounts_allowed();
+    if is_off(Defence::JournalBounds) {
+        settings.journal_bytes_max = u64::MAX;
+    }
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)
