@@ -134,6 +134,12 @@ pub const OUTSIDE: &[Attack] = &[
         &["journal_bounds"],
     ),
     product(
+        "host-watches",
+        "use up the instances of `inotify` that the host's own user has",
+        "a bound for each sandbox; as root a user of its own that they are counted for",
+        &["watch_bounds"],
+    ),
+    product(
         "image-absolute",
         "unpack an image's file to an absolute path",
         "names are checked; files are made beneath a directory",

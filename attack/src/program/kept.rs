@@ -11,8 +11,8 @@ use super::call::{call_with, fork, text, wait, wait_for_ever};
 use super::limits::{MORE_BYTES, adopt, fill, memory, no_limit, touch};
 use super::{Attempt, Found};
 
-/// Bytes of kernel memory that one open file takes at least, halved to be safe.
-const BYTES_PER_OPEN_FILE: u64 = 128;
+/// Bytes of kernel memory that one open file takes at least.
+const BYTES_PER_OPEN_FILE: u64 = 256;
 /// Bytes of kernel memory that one watch takes at least, halved to be safe.
 const BYTES_PER_WATCH: u64 = 64;
 /// Bytes that a pipe holds when its owner has many.
@@ -94,6 +94,8 @@ fn page_cache(facts: &Facts) -> Found {
     let resident = resident_after_reading("/attack-cache", wanted);
     let _partly = fs::remove_file("/attack-cache");
     match resident {
+        // Holes of a file that is kept in memory are nowhere.
+        Ok(0) => Found::NotExpressible("its disk is kept in memory".to_owned()),
         Ok(resident) if resident > given => Found::Worked(format!("keeps {} MiB", resident >> 20)),
         Ok(resident) => Found::Failed(format!("keeps {} MiB", resident >> 20)),
         Err(error) => Found::Failed(error.to_string()),

@@ -86,6 +86,8 @@ pub enum Defence {
     JournalBounds,
     /// That a sandbox has a disk of its own.
     DiskLimit,
+    /// That a sandbox has a bound of its own on watches of files.
+    WatchBounds,
 }
 
 #[cfg(feature = "test-weaken")]
@@ -129,6 +131,7 @@ impl Defence {
             Self::Printable => "printable",
             Self::JournalBounds => "journal_bounds",
             Self::DiskLimit => "disk_limit",
+            Self::WatchBounds => "watch_bounds",
         }
     }
 }

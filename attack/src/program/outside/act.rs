@@ -13,7 +13,7 @@ const NAME_BYTES: usize = 250;
 const DEPTH: usize = (1 << 20) / (NAME_BYTES + 1);
 /// Entries of a large directory.
 const ENTRIES: u32 = 30_000;
-/// How long two files are swapped.
+/// How long two files are swapped, or watches held.
 const SWAPPING: Duration = Duration::from_secs(30);
 /// How long one waits for a process to overwrite its program.
 const WATCH: Duration = Duration::from_secs(12);
@@ -31,6 +31,7 @@ pub(in super::super) fn act(words: &[&str]) -> io::Result<()> {
             }
             Ok(())
         }
+        ["watch", result] => watch(Path::new(result)),
         ["look"] => look(),
         ["read", path] => {
             use std::io::Read as _;
@@ -49,6 +50,18 @@ fn deep(place: &Path) -> io::Result<()> {
         fs::create_dir(&name)?;
         std::env::set_current_dir(&name)?;
     }
+    Ok(())
+}
+
+/// Holds as many instances of `inotify` as there are, for a while.
+fn watch(result: &Path) -> io::Result<()> {
+    const MOST: u32 = 2000;
+    let mut held = 0;
+    while held < MOST && call_with(libc::SYS_inotify_init1, &[0]).is_ok() {
+        held += 1;
+    }
+    fs::write(result, held.to_string())?;
+    super::product::pause(SWAPPING);
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::super::call::call_with;
+use super::super::limits::adopt;
 use super::super::{Attempt, Found};
 use super::product::{Product, memory_kib, pause};
 use super::with;
@@ -21,6 +23,7 @@ const JOURNAL_BYTES_MAX: u64 = 96 << 20;
 pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("output-flood", |facts| with(facts, output_flood)),
     ("log-flood", |facts| with(facts, log_flood)),
+    ("host-watches", |facts| with(facts, host_watches)),
 ];
 
 fn output_flood(product: &Product) -> io::Result<Found> {
@@ -62,6 +65,31 @@ fn log_flood(product: &Product) -> io::Result<Found> {
     } else {
         Found::Failed(told)
     })
+}
+
+/// Has a sandbox hold as many instances as it can, and sees whether the host's user has any left.
+fn host_watches(product: &Product) -> io::Result<Found> {
+    watch()?;
+    let sandbox = product.sandbox(&[])?;
+    sandbox.bring_program()?;
+    sandbox.leave(&["/attack", "act", "watch", "/tmp/watching"])?;
+    let told = sandbox.script(
+        "i=0; while [ ! -s /tmp/watching ] && [ $i -lt 200 ]; do sleep 0.05; i=$((i+1)); done; \
+         cat /tmp/watching",
+    )?;
+    let held = String::from_utf8_lossy(&told.out).into_owned();
+    if held.is_empty() {
+        return Err(io::Error::other("nobody watches"));
+    }
+    Ok(match watch() {
+        Ok(()) => Found::Failed(format!("it holds {held}, and there are more")),
+        Err(error) => Found::Worked(format!("it holds {held}: {error}")),
+    })
+}
+
+/// Makes an instance of `inotify` and closes it.
+fn watch() -> io::Result<()> {
+    call_with(libc::SYS_inotify_init1, &[0]).map(|made| drop(adopt(made)))
 }
 
 fn bytes_beneath(directory: &Path) -> io::Result<u64> {

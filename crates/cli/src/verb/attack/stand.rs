@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use pinfold_driver::{
     Capabilities, Disk, Driver, DriverError, DriverErrorKind, DriverKind, GuestPort, GuestStream,
-    ImageRequest, Instance, InstanceExit, InstanceRecord, InstanceSpec, PreparedImage, Progress,
-    StartSource, SweepReport, Usage,
+    HostMount, ImageRequest, Instance, InstanceExit, InstanceRecord, InstanceSpec, PreparedImage,
+    Progress, StartSource, SweepReport, Usage,
 };
 use pinfold_engine::{Engine, EngineConfig};
 use pinfold_server::ServerOptions;
 use pinfold_types::SandboxId;
 use pinfold_types::api::Granted;
 use pinfold_types::doctor::Finding;
-use pinfold_types::spec::{IsolationTier, MountSpec, Resources};
+use pinfold_types::spec::{IsolationTier, Resources};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -190,7 +190,7 @@ impl Instance for Believed {
         Err(unsupported())
     }
 
-    async fn attach(&self, _mount: &MountSpec) -> Result<(), DriverError> {
+    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
         Err(unsupported())
     }
 
