@@ -263,7 +263,7 @@ pub const OUTSIDE: &[Attack] = &[
         "liar-archive-many",
         "fill the memory of `cp` with 1,000,000 entries of long names",
         "what is remembered of entries is bounded",
-        &["archive_bounds"],
+        &[],
     ),
     published(
         "cve-2019-5736",

@@ -18,7 +18,7 @@ use self::product::Product;
 use super::{Attempt, Facts, Found};
 
 /// Seconds after which an attack from outside has failed: some run the product often.
-pub(super) const SECONDS_MAX: u32 = 100;
+pub(super) const SECONDS_MAX: u32 = 170;
 
 /// Returns what each name stands for.
 pub(super) fn attempts() -> impl Iterator<Item = &'static (&'static str, Attempt)> {

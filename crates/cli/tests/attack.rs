@@ -85,14 +85,27 @@ fn weakened(world: &World, only: &[&str], switches: &[&str]) -> Value {
     })
 }
 
+/// Attacks from outside that take long, and meet the same whoever runs the daemon.
+const LONG: &[&str] = &["image-many", "liar-silent", "liar-archive-many"];
+
 /// Sees that no attack works. What is made from outside is the same for every person but for who
 /// the daemon is: it is made as root and as one ordinary user.
 fn nothing_is_broken(person: Person) {
     let world = World::new(person);
-    let inside: Vec<&str> = ATTACKS.iter().map(|attack| attack.name).collect();
-    let (only, expected) = match person {
-        Person::Root | Person::Plain => (&[][..], pinfold_attack::all().count()),
-        Person::Delegated | Person::Single => (&inside[..], inside.len()),
+    let only: Vec<&str> = pinfold_attack::all()
+        .map(|attack| attack.name)
+        .filter(|name| match person {
+            Person::Root => true,
+            Person::Plain => !LONG.contains(name),
+            Person::Delegated | Person::Single => ATTACKS.iter().any(|attack| attack.name == *name),
+        })
+        .collect();
+    let expected = only.len();
+    // As everybody asks for it: without naming them.
+    let only = if person == Person::Root {
+        &[][..]
+    } else {
+        &only
     };
     let (code, report) = attack(&world, only);
     let attacks = report["attacks"].as_array().unwrap();

@@ -9,9 +9,9 @@ use super::product::{Product, Sandbox, run};
 use super::with;
 
 /// Longest time that an answer of the API may take here.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// Longest time that copying or removing a deep tree may take.
-const DEEP: Duration = Duration::from_secs(40);
+const DEEP: Duration = Duration::from_mins(1);
 const PATH_BYTES: usize = 1 << 20;
 
 pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
@@ -59,7 +59,7 @@ fn refused(product: &Product, sandbox: &Sandbox<'_>, path: &str) -> io::Result<F
 /// and its reading.
 fn swapped_file(product: &Product, other: &str) -> io::Result<Found> {
     const READS: u32 = 60;
-    const READ: Duration = Duration::from_secs(4);
+    const READ: Duration = Duration::from_secs(10);
     const MUCH: usize = 1 << 20;
     let sandbox = product.sandbox(&[])?;
     sandbox.bring_program()?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use pinfold_attack::{FACTS_VARIABLE, Facts, Outside};
 
 /// Longest time that a command of the product may take.
-pub(super) const COMMAND: Duration = Duration::from_secs(30);
+pub(super) const COMMAND: Duration = Duration::from_mins(1);
 /// Most bytes of output that are kept.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of an answer that are kept.
@@ -192,7 +192,7 @@ impl Product {
 
     /// Returns whether the daemon answers, soon.
     pub(super) fn answers(&self) -> bool {
-        const SOON: Duration = Duration::from_secs(5);
+        const SOON: Duration = Duration::from_secs(20);
         self.get("/v1/version", SOON)
             .is_ok_and(|answer| answer.status() == Some(200))
     }
