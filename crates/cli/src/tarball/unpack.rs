@@ -155,9 +155,7 @@ pub(crate) fn unpack(
                     hard_link(&root, &existing, &path, handoff)?;
                 }
             }
-            (EntryType::Fifo, _) if is_off(Defence::ArchiveKinds) => {
-                root.mkfifo(&path, Mode::from_raw_mode(0o600))?;
-            }
+            (EntryType::Fifo, _) if is_off(Defence::ArchiveKinds) => make_pipe(&root, &path)?,
             _ => {
                 done.note(format!(
                     "{} is a special file and was left out",
@@ -192,7 +190,7 @@ fn take_file(
     let decision = handoff.file(path, mode, &head);
     if decision.take {
         let mut data = head.as_slice().chain(entry);
-        let mode = decision.mode & MODE_COPIED;
+        let mode = mode_of(decision.mode);
         write_file(root, path, mode, &mut data, progress)?;
     }
     Ok(decision.take)
@@ -242,6 +240,10 @@ fn finish(root: &Beneath, directories: &[(PathBuf, u32)]) -> Result<(), UnpackEr
 
 fn path_of(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+fn make_pipe(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
+    Ok(root.mkfifo(path, Mode::from_raw_mode(0o600))?)
 }
 
 fn mode_of(sent: u32) -> u32 {
