@@ -145,6 +145,14 @@ pub(crate) struct DoctorArguments {
     /// Attack sandboxes of this host and print what held; ends with 1 when an attack works
     #[arg(long)]
     pub(crate) attack: bool,
+    /// Attack sandboxes of this driver
+    #[arg(
+        long,
+        value_name = "DRIVER",
+        requires = "attack",
+        default_value = "native"
+    )]
+    pub(crate) driver: String,
     /// Make only this attack; give it again for more
     #[arg(long, value_name = "ATTACK", requires = "attack")]
     pub(crate) only: Vec<String>,
@@ -342,6 +350,9 @@ pub(crate) struct LogsArguments {
     /// Put the time before each line
     #[arg(long)]
     pub(crate) timestamps: bool,
+    /// Send everything to the terminal as it was written, not only text and colours
+    #[arg(long)]
+    pub(crate) raw: bool,
 }
 
 /// `cp`.

@@ -47,6 +47,19 @@ impl Context {
         Ok(context)
     }
 
+    /// Returns the same for whoever answers at another socket.
+    ///
+    /// # Errors
+    ///
+    /// Fails when nobody does.
+    pub(crate) async fn of(&self, socket: &std::path::Path) -> Result<Self, CliError> {
+        let client = Client::connect(socket).await.map_err(api_error)?;
+        Ok(Self {
+            client,
+            ..self.clone()
+        })
+    }
+
     /// Says so when the daemon is of another version: it may not understand us.
     fn compare_versions(&self, daemon: &Version) {
         let ours = env!("CARGO_PKG_VERSION");

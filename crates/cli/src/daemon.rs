@@ -13,6 +13,7 @@ use pinfold_driver::Driver;
 use pinfold_driver_native::{NativeConfig, NativeDriver};
 use pinfold_engine::{Caller, ConfiguredPool, Engine, EngineConfig};
 use pinfold_server::Listeners;
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_types::api::DoctorReport;
 use pinfold_types::{ByteSize, Role};
 use serde::{Deserialize, Serialize};
@@ -218,6 +219,9 @@ async fn run(
     settings.quotas = port::quotas(config);
     settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
     let options = port::options(config);
+    if is_off(Defence::JournalBounds) {
+        settings.journal_bytes_max = u64::MAX;
+    }
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)

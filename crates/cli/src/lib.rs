@@ -24,6 +24,7 @@ mod printer;
 mod program;
 mod request;
 mod session;
+mod shown;
 mod signals;
 mod table;
 mod tarball;

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use anstream::ColorChoice;
 use owo_colors::OwoColorize as _;
+use pinfold_linux::weaken::{Defence, is_off};
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -158,15 +159,28 @@ pub(crate) fn output_error(error: &io::Error) -> CliError {
 
 /// Makes control characters visible: a message may hold text that a guest chose.
 pub(crate) fn printable(text: &str) -> String {
+    if is_off(Defence::Printable) {
+        return text.to_owned();
+    }
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() && character != '\n' && character != '\t' {
+        let breaks = matches!(character, '\n' | '\t');
+        if (character.is_control() && !breaks) || turns_around(character) {
             clean.extend(character.escape_default());
         } else {
             clean.push(character);
         }
     }
     clean
+}
+
+/// Returns whether a character changes the order or the lines in which others are shown, so that
+/// a text reads as another.
+pub(crate) fn turns_around(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
 }
 
 #[cfg(test)]
@@ -185,5 +199,7 @@ mod tests {
     fn a_guests_text_cannot_drive_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\r"), "a\\u{1b}[31mb\\r");
         assert_eq!(printable("höflich\n"), "höflich\n");
+        assert_eq!(printable("\u{9b}31m"), "\\u{9b}31m");
+        assert_eq!(printable("cod.\u{202e}txt"), "cod.\\u{202e}txt");
     }
 }

@@ -1,10 +1,12 @@
 //! `logs`: what the programs of a sandbox wrote, one after the other, or as it comes.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use pinfold_client::{ClientError, EventRange, EventStream};
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_types::api::{Exec, parse_time_ms};
 use pinfold_types::exec::{EventMessage, decode_output};
 use pinfold_types::{OutputStream, SandboxState};
@@ -13,6 +15,7 @@ use crate::arguments::LogsArguments;
 use crate::context::{Context, api_error};
 use crate::error::CliError;
 use crate::output::{Sink, Writer};
+use crate::shown::Shown;
 use crate::view;
 
 /// Time between two looks for the first program: nobody sees it, and the daemon hardly feels it.
@@ -29,6 +32,8 @@ pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result
         context,
         arguments,
         sink: Sink::plain(writer),
+        stdout: guarded(&std::io::stdout(), arguments),
+        stderr: guarded(&std::io::stderr(), arguments),
     };
     let mut result = Ok(());
     // What has ended comes first and in order; what still runs is mixed as it comes.
@@ -47,7 +52,7 @@ pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result
         let streams = futures::future::try_join_all(opened).await;
         result = printing.all(select_all(streams.map_err(api_error)?)).await;
     }
-    printing.sink.finish().await?;
+    printing.end().await?;
     // What the writing thread met says more than that it ended.
     written.finish().await?;
     result.map(|()| 0)
@@ -103,10 +108,18 @@ async fn open(context: &Context, exec: &Exec, follow: bool) -> Result<EventStrea
         .await
 }
 
+/// Returns what stands between a program and a terminal; nothing where nobody looks.
+fn guarded(stream: &impl IsTerminal, arguments: &LogsArguments) -> Option<Shown> {
+    let guard = stream.is_terminal() && !arguments.raw && !is_off(Defence::Printable);
+    guard.then(Shown::default)
+}
+
 struct Printing<'a> {
     context: &'a Context,
     arguments: &'a LogsArguments,
     sink: Sink,
+    stdout: Option<Shown>,
+    stderr: Option<Shown>,
 }
 
 impl Printing<'_> {
@@ -146,7 +159,29 @@ impl Printing<'_> {
         } else {
             data
         };
+        let guard = match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        };
+        let data = match guard {
+            Some(shown) => shown.take(&data),
+            None => data,
+        };
         self.sink.take(stream, data).await
+    }
+
+    async fn end(self) -> Result<(), CliError> {
+        let mut sink = self.sink;
+        for (stream, shown) in [
+            (OutputStream::Stdout, self.stdout),
+            (OutputStream::Stderr, self.stderr),
+        ] {
+            let last = shown.map(Shown::end).unwrap_or_default();
+            if !last.is_empty() {
+                sink.take(stream, last).await?;
+            }
+        }
+        sink.finish().await.map(drop)
     }
 }
 
