@@ -282,8 +282,13 @@ impl Drop for Yard {
 }
 
 /// Asks again and again whether something is so; answers `false` when it does not come to be.
-pub(crate) fn until(mut so: impl FnMut() -> Result<bool>) -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until(so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    until_within(PATIENCE, so)
+}
+
+/// As [`until`], for so long.
+pub(crate) fn until_within(time: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + time;
     while Instant::now() < deadline {
         if so()? {
             return Ok(true);
