@@ -188,3 +188,36 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_pair(certificate: &Path, key: &Path) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(certificate, made.cert.pem()).unwrap();
+        std::fs::write(key, made.signing_key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_leave_the_old_ones_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (certificate, key) = (path("cert"), path("key"));
+        write_pair(&certificate, &key);
+        let tls = Tls::open(&certificate, &key).unwrap();
+        let used = || Arc::clone(&tls.state.read().unwrap().config);
+        let first = used();
+        tls.look();
+        assert!(Arc::ptr_eq(&first, &used()));
+        std::fs::write(&certificate, "broken").unwrap();
+        tls.look();
+        assert!(Arc::ptr_eq(&first, &used()));
+        std::fs::remove_file(&key).unwrap();
+        tls.look();
+        assert!(Arc::ptr_eq(&first, &used()));
+        write_pair(&certificate, &key);
+        tls.look();
+        assert!(!Arc::ptr_eq(&first, &used()));
+    }
+}

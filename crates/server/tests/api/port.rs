@@ -458,7 +458,7 @@ async fn over_tls(address: SocketAddr, trusted: &Pair, key: &str) -> std::io::Re
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
+async fn a_new_certificate_is_used() {
     let directory = tempfile::tempdir().unwrap();
     let (certificate, secret) = (directory.path().join("cert"), directory.path().join("key"));
     let write = |pair: &Pair| {
@@ -495,10 +495,6 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
         }
     })
     .await;
-    std::fs::write(&certificate, "broken").unwrap();
-    // Longer than the server takes to look again: it must have seen the broken file.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(over_tls(address, &new, &made).await.unwrap(), 200);
     write(&old);
     within(async {
         while over_tls(address, &old, &made).await.is_err() {
