@@ -472,7 +472,7 @@ mod tests {
     #[test]
     fn what_is_given_is_put_over_the_template() {
         let template: SandboxSpec = serde_json::from_str(
-            r#"{"image":"/images/a","env":{"A":"1","B":"2"},"resources":{"memory":"64m","pids":9},
+            r#"{"image":"/images/a","env":{"A":"1","B":"2"},"resources":{"memory":67108864,"pids":9},
                 "deadlines":{"idle_ms":5000,"idle_action":"stop"},"persist":true}"#,
         )
         .unwrap();
