@@ -26,6 +26,17 @@ const LIST_BYTES_MAX: usize = 4 << 20;
 /// Runs a program and answers when it has ended, or at once when that was asked for.
 ///
 /// The program goes on when the caller breaks off.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/exec",
+    tag = "execs",
+    operation_id = "exec",
+    request_body = ExecRequest,
+    responses(
+        (status = 200, description = "It has ended", body = ExecResult),
+        (status = 202, description = "It was started, as `async` asked", body = Exec)
+    )
+)]
 pub(crate) async fn exec(
     State(api): State<Api>,
     asked: Asked,
@@ -57,6 +68,17 @@ pub(crate) async fn exec(
     Ok(Json(gathered.result(exec)).into_response())
 }
 
+/// Starts a program and answers with its id.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs",
+    tag = "execs",
+    operation_id = "startExec",
+    request_body = ExecRequest,
+    responses(
+        (status = 201, description = "It was started", body = Exec)
+    )
+)]
 pub(crate) async fn start(
     State(api): State<Api>,
     asked: Asked,
@@ -162,6 +184,16 @@ fn cut_character(bytes: &mut Vec<u8>) {
     }
 }
 
+/// Lists the execs of a sandbox, newest last.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/execs",
+    tag = "execs",
+    operation_id = "listExecs",
+    responses(
+        (status = 200, description = "The execs", body = ExecList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
@@ -189,6 +221,16 @@ fn drop_oldest(list: &mut ExecList) {
     list.execs.drain(..extra);
 }
 
+/// Shows an exec.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/execs/{exec_id}",
+    tag = "execs",
+    operation_id = "getExec",
+    responses(
+        (status = 200, description = "The exec", body = Exec)
+    )
+)]
 pub(crate) async fn get(
     State(api): State<Api>,
     asked: Asked,
@@ -202,6 +244,20 @@ pub(crate) async fn get(
     Ok(Json(exec))
 }
 
+/// Writes to the standard input of an exec.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/input",
+    tag = "execs",
+    operation_id = "writeExecInput",
+    params(
+        ("end" = Option<bool>, Query, description = "Close it afterwards")
+    ),
+    request_body(content = [u8], content_type = "application/octet-stream", description = "At most 1 MiB"),
+    responses(
+        (status = 204, description = "All of it was taken")
+    )
+)]
 #[expect(
     clippy::too_many_arguments,
     reason = "one for each part of the request"
@@ -222,6 +278,17 @@ pub(crate) async fn input(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Tells the terminal of an exec its size.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/resize",
+    tag = "execs",
+    operation_id = "resizeExec",
+    request_body = TerminalSize,
+    responses(
+        (status = 204, description = "It knows")
+    )
+)]
 pub(crate) async fn resize(
     State(api): State<Api>,
     asked: Asked,
@@ -235,6 +302,17 @@ pub(crate) async fn resize(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Signals an exec.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/signal",
+    tag = "execs",
+    operation_id = "signalExec",
+    request_body = SignalRequest,
+    responses(
+        (status = 204, description = "It was sent")
+    )
+)]
 pub(crate) async fn signal(
     State(api): State<Api>,
     asked: Asked,

@@ -7,6 +7,7 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_T
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use pinfold_engine::{AgentClient, WriteFile};
+use pinfold_types::ApiErrorBody;
 use pinfold_types::api::{
     FileInfo, FileList, FileWritten, MakeDirectoryRequest, PAGE_ENTRIES_MAX, RenameRequest,
     Unpacked,
@@ -25,6 +26,22 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// What a file's kind is called when its content can be read.
 const KIND_FILE: &str = "file";
 
+/// Reads a file, or the part of it that a `Range` header names.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "readFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("Range" = Option<String>, Header, description = "One range of bytes, as in `bytes=0-99`")
+    ),
+    responses(
+        (status = 200, description = "The content", body = [u8], content_type = "application/octet-stream"),
+        (status = 206, description = "The part", body = [u8], content_type = "application/octet-stream"),
+        (status = 416, description = "The range is outside the file", body = ApiErrorBody)
+    )
+)]
 pub(crate) async fn read(
     State(api): State<Api>,
     asked: Asked,
@@ -121,6 +138,24 @@ fn requested_part(headers: &HeaderMap, size: u64) -> Result<Part, ApiError> {
     })
 }
 
+/// Writes a file from the body. It is replaced once all has arrived; with `offset` it is written in place.
+#[utoipa::path(
+    put,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "writeFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("mode" = Option<String>, Query, description = "Permission bits, octal", pattern = "^[0-7]{1,4}$"),
+        ("user" = Option<String>, Query, description = "User inside who owns it; root when absent"),
+        ("parents" = Option<bool>, Query, description = "Make missing directories above it"),
+        ("offset" = Option<u64>, Query, description = "Where to write, in place")
+    ),
+    request_body(content = [u8], content_type = "application/octet-stream"),
+    responses(
+        (status = 200, description = "All of it is written", body = FileWritten)
+    )
+)]
 pub(crate) async fn write(
     State(api): State<Api>,
     asked: Asked,
@@ -159,6 +194,21 @@ fn file_to_write(query: Option<&str>) -> Result<WriteFile, ApiError> {
     })
 }
 
+/// Removes a file or a directory.
+#[utoipa::path(
+    delete,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "removeFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("recursive" = Option<bool>, Query, description = "With all that is in it"),
+        ("missing_ok" = Option<bool>, Query, description = "It need not be there")
+    ),
+    responses(
+        (status = 204, description = "It is gone")
+    )
+)]
 pub(crate) async fn remove(
     State(api): State<Api>,
     asked: Asked,
@@ -174,6 +224,20 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Tells what a path is.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/stat",
+    tag = "files",
+    operation_id = "statFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("follow" = Option<bool>, Query, description = "Follow a symbolic link")
+    ),
+    responses(
+        (status = 200, description = "What it is", body = FileInfo)
+    )
+)]
 pub(crate) async fn stat(
     State(api): State<Api>,
     asked: Asked,
@@ -187,6 +251,21 @@ pub(crate) async fn stat(
     Ok(Json(agent.stat(path, follow).await?))
 }
 
+/// Lists a directory by name.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/list",
+    tag = "files",
+    operation_id = "listFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("after" = Option<String>, Query, description = "The `next` of the page before"),
+        ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
+    ),
+    responses(
+        (status = 200, description = "One page", body = FileList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
@@ -214,6 +293,17 @@ pub(crate) async fn list(
     Ok(Json(FileList { entries, next }))
 }
 
+/// Makes a directory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/files/mkdir",
+    tag = "files",
+    operation_id = "makeDirectory",
+    request_body = MakeDirectoryRequest,
+    responses(
+        (status = 204, description = "It is there")
+    )
+)]
 pub(crate) async fn make_directory(
     State(api): State<Api>,
     asked: Asked,
@@ -229,6 +319,17 @@ pub(crate) async fn make_directory(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Moves a file or a directory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/files/rename",
+    tag = "files",
+    operation_id = "renameFile",
+    request_body = RenameRequest,
+    responses(
+        (status = 204, description = "It has moved")
+    )
+)]
 pub(crate) async fn rename(
     State(api): State<Api>,
     asked: Asked,
@@ -242,6 +343,19 @@ pub(crate) async fn rename(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Packs a path as a tar archive.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/tar",
+    tag = "files",
+    operation_id = "packFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095)
+    ),
+    responses(
+        (status = 200, description = "The archive", body = [u8], content_type = "application/x-tar")
+    )
+)]
 pub(crate) async fn pack(
     State(api): State<Api>,
     asked: Asked,
@@ -259,6 +373,21 @@ pub(crate) async fn pack(
     Ok(response)
 }
 
+/// Unpacks a tar archive beneath a directory.
+#[utoipa::path(
+    put,
+    path = "/sandboxes/{id}/files/tar",
+    tag = "files",
+    operation_id = "unpackFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("user" = Option<String>, Query, description = "User inside who owns it; root when absent")
+    ),
+    request_body(content = [u8], content_type = "application/x-tar"),
+    responses(
+        (status = 200, description = "It is unpacked", body = Unpacked)
+    )
+)]
 pub(crate) async fn unpack(
     State(api): State<Api>,
     asked: Asked,

@@ -12,6 +12,7 @@ mod error;
 mod execs;
 mod files;
 mod fleet;
+mod openapi;
 mod options;
 mod peer;
 mod query;
@@ -21,4 +22,5 @@ mod sandboxes;
 mod stream;
 
 pub use connection::serve;
+pub use openapi::openapi_document;
 pub use options::ServerOptions;

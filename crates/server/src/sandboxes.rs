@@ -17,7 +17,7 @@ use pinfold_types::api::{
     StopRequest,
 };
 use pinfold_types::state::StateError;
-use pinfold_types::{SandboxState, spec};
+use pinfold_types::{SandboxId, SandboxState, spec};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
@@ -40,6 +40,21 @@ const STILL_THERE: Duration = Duration::from_secs(10);
 /// gigabyte.
 const PAGE_BYTES_MAX: usize = 16 << 20;
 
+/// Makes a sandbox and answers when its agent has answered.
+///
+/// With `Accept: application/x-ndjson` the answer is 200 and one JSON object per line: any number of
+/// `progress`, then `sandbox` or `error`; an empty line now and then says that it goes on.
+#[utoipa::path(
+    post,
+    path = "/sandboxes",
+    tag = "sandboxes",
+    operation_id = "createSandbox",
+    request_body = CreateSandboxRequest,
+    responses(
+        (status = 201, description = "It runs", body = Sandbox),
+        (status = 200, description = "What is being done, line by line", body = CreateLine, content_type = "application/x-ndjson")
+    )
+)]
 pub(crate) async fn create(
     State(api): State<Api>,
     asked: Asked,
@@ -115,6 +130,23 @@ fn line(line: &CreateLine) -> Bytes {
     Bytes::from(text)
 }
 
+/// Lists sandboxes, oldest first.
+#[utoipa::path(
+    get,
+    path = "/sandboxes",
+    tag = "sandboxes",
+    operation_id = "listSandboxes",
+    params(
+        ("state" = Option<Vec<SandboxState>>, Query, description = "Only these states; may stand several times"),
+        ("label" = Option<Vec<String>>, Query, description = "Only those with this label, as NAME=VALUE; may stand several times"),
+        ("all" = Option<bool>, Query, description = "Stopped ones too"),
+        ("after" = Option<SandboxId>, Query, description = "The `next` of the page before"),
+        ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
+    ),
+    responses(
+        (status = 200, description = "One page", body = SandboxList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
@@ -191,6 +223,16 @@ impl std::io::Write for Size {
     }
 }
 
+/// Shows a sandbox.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "getSandbox",
+    responses(
+        (status = 200, description = "The sandbox", body = Sandbox)
+    )
+)]
 pub(crate) async fn get(
     State(api): State<Api>,
     asked: Asked,
@@ -199,6 +241,19 @@ pub(crate) async fn get(
     Ok(Json(api.engine.get(&asked.caller, &target).await?))
 }
 
+/// Removes a sandbox with everything of it.
+#[utoipa::path(
+    delete,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "removeSandbox",
+    params(
+        ("keep_persist" = Option<bool>, Query, description = "Keep its persist directory on the host")
+    ),
+    responses(
+        (status = 200, description = "Nothing is left but what was asked to be kept", body = Removed)
+    )
+)]
 pub(crate) async fn remove(
     State(api): State<Api>,
     asked: Asked,
@@ -216,6 +271,16 @@ pub(crate) async fn remove(
     }))
 }
 
+/// Starts a stopped or failed sandbox from its disk.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/start",
+    tag = "sandboxes",
+    operation_id = "startSandbox",
+    responses(
+        (status = 200, description = "It runs", body = Sandbox)
+    )
+)]
 pub(crate) async fn start(
     State(api): State<Api>,
     asked: Asked,
@@ -227,6 +292,17 @@ pub(crate) async fn start(
         .map(Json)
 }
 
+/// Stops a sandbox and keeps its disk.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/stop",
+    tag = "sandboxes",
+    operation_id = "stopSandbox",
+    request_body(content = Option<StopRequest>, content_type = "application/json"),
+    responses(
+        (status = 200, description = "It is stopped", body = Sandbox)
+    )
+)]
 pub(crate) async fn stop(
     State(api): State<Api>,
     asked: Asked,
@@ -239,6 +315,16 @@ pub(crate) async fn stop(
         .map(Json)
 }
 
+/// Freezes a sandbox in memory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/pause",
+    tag = "sandboxes",
+    operation_id = "pauseSandbox",
+    responses(
+        (status = 200, description = "It is frozen", body = Sandbox)
+    )
+)]
 pub(crate) async fn pause(
     State(api): State<Api>,
     asked: Asked,
@@ -250,6 +336,16 @@ pub(crate) async fn pause(
         .map(Json)
 }
 
+/// Lets a frozen sandbox go on.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/resume",
+    tag = "sandboxes",
+    operation_id = "resumeSandbox",
+    responses(
+        (status = 200, description = "It runs", body = Sandbox)
+    )
+)]
 pub(crate) async fn resume(
     State(api): State<Api>,
     asked: Asked,
@@ -261,6 +357,16 @@ pub(crate) async fn resume(
         .map(Json)
 }
 
+/// Asks the agent of a sandbox what it uses.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/metrics",
+    tag = "sandboxes",
+    operation_id = "getSandboxMetrics",
+    responses(
+        (status = 200, description = "What the agent says", body = Metrics)
+    )
+)]
 pub(crate) async fn metrics(
     State(api): State<Api>,
     asked: Asked,

@@ -42,7 +42,22 @@ const REFUSALS_MAX: usize = 8;
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
-/// Streams an exec's events as JSON objects.
+/// Streams an exec's events over WebSocket, one JSON object (`EventMessage`) per text message.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/stream",
+    tag = "execs",
+    operation_id = "streamEvents",
+    params(
+        ("exec_id" = ExecId, Query, description = "The exec"),
+        ("from_seq" = Option<u64>, Query, description = "Where to begin; the first event has number 1"),
+        ("follow" = Option<bool>, Query, description = "Go on with what comes later; true when absent")
+    ),
+    responses(
+        (status = 101, description = "The stream begins"),
+        (status = 426, description = "There was no upgrade", body = ApiErrorBody)
+    )
+)]
 pub(crate) async fn events(
     State(api): State<Api>,
     asked: Asked,
@@ -64,7 +79,22 @@ pub(crate) async fn events(
     Ok(accept(upgrade, stream, form))
 }
 
-/// Streams an exec's events as frames and takes its input, size and signals.
+/// Streams an exec's events as binary frames and takes its input, size and signals, over WebSocket.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/attach",
+    tag = "execs",
+    operation_id = "attach",
+    params(
+        ("exec_id" = ExecId, Query, description = "The exec"),
+        ("from_seq" = Option<u64>, Query, description = "Where to begin; the first event has number 1"),
+        ("follow" = Option<bool>, Query, description = "Go on with what comes later; true when absent")
+    ),
+    responses(
+        (status = 101, description = "The stream begins"),
+        (status = 426, description = "There was no upgrade", body = ApiErrorBody)
+    )
+)]
 pub(crate) async fn attach(
     State(api): State<Api>,
     asked: Asked,

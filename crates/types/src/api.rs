@@ -19,6 +19,7 @@ pub const PAGE_ENTRIES_MAX: usize = 1000;
 
 /// `POST /v1/sandboxes`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateSandboxRequest {
     /// The name; one is made when absent.
@@ -30,6 +31,7 @@ pub struct CreateSandboxRequest {
 
 /// One sandbox as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
@@ -55,6 +57,7 @@ pub struct Sandbox {
 
 /// What a sandbox really got, so that nothing is silently weaker than it looks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Granted {
     /// The driver.
@@ -71,6 +74,7 @@ pub struct Granted {
 
 /// `GET /v1/sandboxes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SandboxList {
     /// One page, oldest first.
     pub sandboxes: Vec<Sandbox>,
@@ -81,6 +85,7 @@ pub struct SandboxList {
 
 /// Answer of `DELETE /v1/sandboxes/{id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Removed {
     /// Where the persist directory is kept on the host, when it was asked for and there is one.
@@ -90,6 +95,7 @@ pub struct Removed {
 
 /// `POST /v1/sandboxes/{id}/stop`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopRequest {
     /// Milliseconds between the polite and the final signal; 10 s when absent.
@@ -99,6 +105,7 @@ pub struct StopRequest {
 
 /// `POST /v1/sandboxes/{id}/exec` and `/execs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecRequest {
     /// Program and arguments.
@@ -143,6 +150,7 @@ impl From<ExecRequest> for ExecSpec {
 
 /// One exec as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Exec {
     /// Its id.
     pub exec_id: ExecId,
@@ -164,6 +172,7 @@ pub struct Exec {
 
 /// `GET /v1/sandboxes/{id}/execs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecList {
     /// Newest last.
     pub execs: Vec<Exec>,
@@ -171,6 +180,7 @@ pub struct ExecList {
 
 /// Answer of a synchronous exec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecResult {
     /// The exec.
     pub exec_id: ExecId,
@@ -199,6 +209,7 @@ pub struct ExecResult {
 
 /// `POST /v1/sandboxes/{id}/execs/{exec_id}/signal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SignalRequest {
     /// Signal number.
@@ -210,6 +221,7 @@ pub struct SignalRequest {
 
 /// What the agent says of its sandbox, with the field names of its `/metrics`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Metrics {
     /// For people, as in `2m 34s`.
     pub uptime: String,
@@ -234,6 +246,7 @@ pub struct Metrics {
 
 /// One line of the fleet report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReportLine {
     /// The sandbox.
     pub id: SandboxId,
@@ -251,6 +264,7 @@ pub struct ReportLine {
 
 /// `GET /v1/report`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Report {
     /// One line for each sandbox that is not stopped.
     pub sandboxes: Vec<ReportLine>,
@@ -258,6 +272,7 @@ pub struct Report {
 
 /// `GET /v1/doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DoctorReport {
     /// Everything that was looked at.
     pub findings: Vec<Finding>,
@@ -267,6 +282,7 @@ pub struct DoctorReport {
 
 /// `GET /v1/version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Version {
     /// Version of the daemon.
     pub version: String,
@@ -278,6 +294,7 @@ pub struct Version {
 
 /// Metadata of a file inside, as `…/files/stat` and `…/files/list` answer it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileInfo {
     /// Last component.
     pub name: String,
@@ -300,6 +317,7 @@ pub struct FileInfo {
 
 /// `GET /v1/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Health {
     /// `ok` whenever there is an answer.
     pub status: String,
@@ -322,6 +340,7 @@ pub struct ListQuery {
 
 /// One line of the answer to a creation that asked for `application/x-ndjson`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CreateLine {
     /// What is being done, for people.
@@ -334,6 +353,7 @@ pub enum CreateLine {
 
 /// `GET /v1/sandboxes/{id}/files/list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileList {
     /// One page, by name.
     pub entries: Vec<FileInfo>,
@@ -344,6 +364,7 @@ pub struct FileList {
 
 /// Answer of `PUT /v1/sandboxes/{id}/files`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileWritten {
     /// Bytes written.
     pub bytes: u64,
@@ -351,6 +372,7 @@ pub struct FileWritten {
 
 /// Answer of `PUT /v1/sandboxes/{id}/files/tar`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Unpacked {
     /// Entries unpacked.
     pub entries: u64,
@@ -358,6 +380,7 @@ pub struct Unpacked {
 
 /// `POST /v1/sandboxes/{id}/files/mkdir`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MakeDirectoryRequest {
     /// Absolute path inside.
@@ -372,6 +395,7 @@ pub struct MakeDirectoryRequest {
 
 /// `POST /v1/sandboxes/{id}/files/rename`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RenameRequest {
     /// Absolute path inside.

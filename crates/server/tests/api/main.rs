@@ -9,6 +9,7 @@
 mod connections;
 mod execs;
 mod files;
+mod openapi;
 mod reference;
 mod requests;
 mod server;
