@@ -16,6 +16,7 @@ use crate::agent::Connect;
 use crate::caller::Caller;
 use crate::clock::Clock;
 use crate::config::EngineConfig;
+use crate::engine::InFlight;
 use crate::entry::Entry;
 use crate::error::EngineError;
 use crate::journal::Limits;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) keys: Keys,
     pub(crate) running: Running,
     registry: Mutex<Registry>,
+    pub(crate) in_flight: InFlight,
     /// Starts hold it for reading and a sweep for writing, so that a sweep never takes what is just
     /// being made for something that nobody owns.
     pub(crate) effects: RwLock<()>,
@@ -111,6 +113,7 @@ impl Core {
             keys: Keys::of(parts.keys),
             running: Running::default(),
             registry: Mutex::default(),
+            in_flight: InFlight::default(),
             effects: RwLock::new(()),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -295,6 +298,11 @@ impl Core {
             )
             .hint("name it by its id; `pinfold list --all --json` shows ids")),
         }
+    }
+
+    /// Returns a sandbox by its id.
+    pub(crate) fn by_id(&self, id: &SandboxId) -> Option<Arc<Entry>> {
+        self.registry().by_id.get(id).cloned()
     }
 
     /// Removes what the driver keeps of one sandbox, when nothing else knows how.

@@ -1,6 +1,8 @@
 //! The engine as the layers above see it.
 
+mod changes;
 mod execs;
+mod once;
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,13 @@ use pinfold_types::api::{
     CreateSandboxRequest, DoctorReport, Metrics, PAGE_ENTRIES_MAX, Report, ReportLine, Sandbox,
     SandboxList, StopRequest,
 };
-use pinfold_types::spec::{DeadlineAction, IsolationTier};
+use pinfold_types::spec::{DeadlineAction, Deadlines, IsolationTier};
 use pinfold_types::{ErrorCode, SandboxId, SandboxSpec, SandboxState};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+pub(crate) use self::once::InFlight;
+pub use self::once::{OnceKey, OnceKeyError, Outcome};
 use crate::activity::Activity;
 use crate::agent;
 use crate::caller::{Caller, ListFilter};
@@ -30,7 +34,7 @@ use crate::exec::name_prefix;
 use crate::lock::StateLock;
 use crate::recovery;
 use crate::sandbox::{self, GRACE_DEFAULT};
-use crate::store::{DATABASE_FILE, SandboxRow, Store};
+use crate::store::{DATABASE_FILE, Once, SandboxRow, Store};
 
 type Result<T, E = EngineError> = std::result::Result<T, E>;
 
@@ -125,15 +129,31 @@ impl Engine {
         request: CreateSandboxRequest,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
+        self.make(caller, request, None, progress).await
+    }
+
+    async fn make(
+        &self,
+        caller: &Caller,
+        mut request: CreateSandboxRequest,
+        once: Option<Once>,
+        progress: Option<mpsc::Sender<String>>,
+    ) -> Result<Sandbox> {
         let core = &self.core;
         core.check_open()?;
         request.spec.check()?;
+        default_idle(&mut request.spec.deadlines, core);
         check_deadlines(&request.spec, core)?;
         check_tier(request.spec.isolation, core)?;
         let rules = core.config.host_paths();
         rules.check(caller.asker(), &request.spec).await?;
         let entry = self.admit(caller, &request)?;
-        entry.ask(|reply| Message::Create { progress, reply }).await
+        let create = |reply| Message::Create {
+            progress,
+            once,
+            reply,
+        };
+        entry.ask(create).await
     }
 
     /// Gives a new sandbox its name and its task.
@@ -436,7 +456,24 @@ fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
     .hint("ask for less with `--isolation`, or see with `pinfold doctor` what this host can give"))
 }
 
-fn check_deadlines(spec: &SandboxSpec, core: &Core) -> Result<()> {
+/// Gives a sandbox whose maker named no idle time the daemon's; 0 is for ever.
+///
+/// Where the host cannot pause there is no default: to stop or remove what nobody said anything of
+/// would be more than was asked for.
+fn default_idle(deadlines: &mut Deadlines, core: &Core) {
+    let can = deadlines.idle_action != DeadlineAction::Pause || core.driver.capabilities().pause;
+    let default_ms = core
+        .config
+        .idle_default
+        .filter(|_| can)
+        .map(|length| u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
+    deadlines.idle_ms = deadlines
+        .idle_ms
+        .or(default_ms)
+        .filter(|length_ms| *length_ms > 0);
+}
+
+pub(crate) fn check_deadlines(spec: &SandboxSpec, core: &Core) -> Result<()> {
     let deadlines = &spec.deadlines;
     if let Some(idle_ms) = deadlines.idle_ms.filter(|ms| *ms < IDLE_MS_MIN) {
         return Err(EngineError::new(

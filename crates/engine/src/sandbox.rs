@@ -2,6 +2,7 @@
 
 mod deadline;
 mod make;
+mod update;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -102,8 +103,12 @@ impl Keeper {
 
     async fn on_message(&mut self, message: Message) {
         match message {
-            Message::Create { progress, reply } => {
-                let made = self.create(progress).await;
+            Message::Create {
+                progress,
+                once,
+                reply,
+            } => {
+                let made = self.create(progress, once).await;
                 answer(reply, made);
             }
             Message::Start { reply } => {
@@ -128,6 +133,10 @@ impl Keeper {
             } => {
                 let removed = self.remove(keep_persist).await;
                 answer(reply, removed);
+            }
+            Message::Update { request, reply } => {
+                let done = self.update(&request).await;
+                self.answer_shown(reply, done);
             }
             Message::Use { reply } => {
                 let live = self.hand_out().await;
@@ -222,6 +231,8 @@ impl Keeper {
             live.instance.pause().await?;
         }
         crash_point!("engine.instance_paused");
+        // What ran until now used it until now.
+        self.entry.activity.touch();
         self.enter(SandboxState::Paused, None).await
     }
 

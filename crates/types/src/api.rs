@@ -1,6 +1,9 @@
 //! Requests and responses of the public API under `/v1`.
 
 pub mod keys;
+mod ready;
+mod update;
+mod watch;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +16,10 @@ use crate::name::SandboxName;
 use crate::principal::Principal;
 use crate::spec::{IsolationTier, SandboxSpec};
 use crate::state::SandboxState;
+
+pub use ready::Readiness;
+pub use update::{DeadlinesUpdate, UpdateSandboxRequest};
+pub use watch::{FileChange, FileChangeKind};
 
 /// Most entries of one page of a list.
 pub const PAGE_ENTRIES_MAX: usize = 1000;
@@ -174,8 +181,11 @@ pub struct Exec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecList {
-    /// Newest last.
+    /// One page, oldest first.
     pub execs: Vec<Exec>,
+    /// Pass as `after` for the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<ExecId>,
 }
 
 /// Answer of a synchronous exec.

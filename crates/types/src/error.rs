@@ -110,6 +110,8 @@ error_codes! {
     InvalidImage = "invalid_image", 422, User, false;
     /// The user is not known inside the sandbox.
     UnknownUser = "unknown_user", 422, User, false;
+    /// The idempotency key was used for another request.
+    IdempotencyMismatch = "idempotency_mismatch", 422, User, false;
     /// A limit of pinfold's own is reached.
     LimitExceeded = "limit_exceeded", 429, User, true;
     /// A quota of the caller's principal is used up.

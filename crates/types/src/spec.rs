@@ -207,7 +207,8 @@ pub struct Deadlines {
     pub lifetime_ms: Option<u64>,
     /// What happens then.
     pub lifetime_action: DeadlineAction,
-    /// Longest time without activity in milliseconds; absent is for ever.
+    /// Longest time without activity in milliseconds; absent in a request is the daemon's default,
+    /// 0 is for ever. Absent in an answer is for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<u64>,
     /// What happens then.

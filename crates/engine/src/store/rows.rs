@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Durability, Store, StoreError};
+use super::{Durability, Once, Store, StoreError};
 
 /// One sandbox as the database keeps it.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,9 +136,20 @@ impl Store {
     }
 
     /// Writes the row of a new sandbox.
+    #[cfg(test)]
     pub(crate) async fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        self.insert_once(row, None).await
+    }
+
+    /// Writes the row of a new sandbox; with an idempotency key both are written or neither.
+    pub(crate) async fn insert_once(
+        &self,
+        row: &SandboxRow,
+        once: Option<Once>,
+    ) -> Result<(), StoreError> {
         self.write_sandbox(
             row,
+            once,
             "write the row of a sandbox",
             "INSERT INTO sandboxes VALUES (:id, :name, :owner, :state, :reason, :spec, :record, \
              :granted, :image, :created_ms, :changed_ms, :lifetime_done, :keep_persist)",
@@ -150,6 +161,7 @@ impl Store {
     pub(crate) async fn save(&self, row: &SandboxRow) -> Result<(), StoreError> {
         self.write_sandbox(
             row,
+            None,
             "change the row of a sandbox",
             "UPDATE sandboxes SET name = :name, owner = :owner, state = :state, reason = :reason, \
              spec = :spec, record = :record, granted = :granted, image = :image, \
@@ -162,6 +174,7 @@ impl Store {
     async fn write_sandbox(
         &self,
         row: &SandboxRow,
+        once: Option<Once>,
         what: &'static str,
         statement: &'static str,
     ) -> Result<(), StoreError> {
@@ -198,8 +211,8 @@ impl Store {
                     ":changed_ms": row.6,
                     ":lifetime_done": row.7,
                     ":keep_persist": row.8,
-                })
-                .map(drop)
+                })?;
+            once.map_or(Ok(()), |once| once.insert(transaction, &row.0))
         })
         .await
     }
@@ -298,7 +311,7 @@ impl Store {
         self.run(Durability::Daemon, "list execs", move |transaction| {
             read_execs(
                 transaction,
-                "SELECT * FROM execs WHERE sandbox = ?1 ORDER BY started_ms, id",
+                "SELECT * FROM execs WHERE sandbox = ?1 ORDER BY id",
                 params![sandbox],
             )
         })

@@ -32,6 +32,8 @@ pub(super) struct Faults {
     pub(super) pause_panics: bool,
     pub(super) shut_down: bool,
     pub(super) no_pause: bool,
+    pub(super) no_live_resources: bool,
+    pub(super) update: bool,
 }
 
 /// Everything outside the engine.
@@ -92,10 +94,12 @@ impl Driver for StubDriver {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let faults = self.0.faults();
         Capabilities {
             tier: IsolationTier::Namespace,
-            pause: !self.0.faults().no_pause,
+            pause: !faults.no_pause,
             adopt: true,
+            live_resources: !faults.no_live_resources,
             ..Capabilities::default()
         }
     }
@@ -300,8 +304,16 @@ impl Instance for StubInstance {
         Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
     }
 
-    async fn update(&self, _resources: &Resources) -> Result<Granted, DriverError> {
-        Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
+    async fn update(&self, resources: &Resources) -> Result<Granted, DriverError> {
+        fault(self.world.faults().update)?;
+        let pids = resources
+            .pids
+            .map(|pids| ("pids".to_owned(), pids.to_string()));
+        Ok(Granted {
+            driver: "stub".to_owned(),
+            limits: pids.into_iter().collect(),
+            ..Granted::default()
+        })
     }
 
     async fn usage(&self) -> Result<Usage, DriverError> {
