@@ -9,8 +9,7 @@ use axum::response::Response;
 use pinfold_engine::{AgentClient, WriteFile};
 use pinfold_types::ApiErrorBody;
 use pinfold_types::api::{
-    FileInfo, FileList, FileWritten, MakeDirectoryRequest, PAGE_ENTRIES_MAX, RenameRequest,
-    Unpacked,
+    FileChange, FileInfo, FileList, FileWritten, MakeDirectoryRequest, RenameRequest, Unpacked,
 };
 use pinfold_types::spec::check_guest_path;
 
@@ -19,12 +18,16 @@ use crate::error::ApiError;
 use crate::query::Query;
 use crate::request::{Asked, JsonBody, Target};
 use crate::router::Api;
+use crate::sse;
 
 /// Permission bits of a new directory when none are given.
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// What a file's kind is called when its content can be read.
 const KIND_FILE: &str = "file";
+
+/// What a file's kind is called when it can be watched.
+const KIND_DIRECTORY: &str = "directory";
 
 /// Reads a file, or the part of it that a `Range` header names.
 #[utoipa::path(
@@ -274,15 +277,7 @@ pub(crate) async fn list(
 ) -> Result<Json<FileList>, ApiError> {
     let query = Query::read(query.as_deref(), &["path", "after", "limit"], &[])?;
     let path = guest_path(&query)?;
-    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
-    let limit = u32::try_from(limit)
-        .ok()
-        .filter(|entries| (1..=PAGE_ENTRIES_MAX).contains(&limit) && *entries > 0)
-        .ok_or_else(|| {
-            ApiError::invalid(format!(
-                "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
-            ))
-        })?;
+    let limit = u32::try_from(query.page_limit()?).unwrap_or(u32::MAX);
     let agent = agent(&api, &asked, &target).await?;
     let after = query.get("after").unwrap_or_default();
     let (entries, more) = agent.list_directory(path, after, limit).await?;
@@ -413,6 +408,41 @@ pub(crate) async fn unpack(
     let (upload, archive) = Upload::new(body);
     let (entries, ()) = tokio::join!(agent.unpack(&directory, &user, archive), upload.pump());
     Ok(Json(Unpacked { entries: entries? }))
+}
+
+/// Tells changes to a directory as server-sent events, as the kernel tells them.
+///
+/// What changes after the answer has begun is seen.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/watch",
+    tag = "files",
+    operation_id = "watchFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("recursive" = Option<bool>, Query, description = "What is beneath it too")
+    ),
+    responses((status = 200, description = "Changes until the reader leaves", body = FileChange, content_type = "text/event-stream"))
+)]
+pub(crate) async fn watch(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["path", "recursive"], &[])?;
+    let path = guest_path(&query)?;
+    let recursive = query.flag("recursive")?.unwrap_or(false);
+    let agent = agent(&api, &asked, &target).await?;
+    let info = agent.stat(path, true).await?;
+    if info.kind != KIND_DIRECTORY {
+        return Err(
+            ApiError::invalid(format!("`{path}` is a {}, not a directory", info.kind))
+                .hint("watch the directory that it is in"),
+        );
+    }
+    let changes = agent.open_watch(path, recursive).await?;
+    Ok(sse::watch(&api, asked.request_id, changes))
 }
 
 async fn agent(api: &Api, asked: &Asked, target: &str) -> Result<AgentClient, ApiError> {

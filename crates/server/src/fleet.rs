@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use pinfold_types::api::{DoctorReport, Health, Report, Version};
+use axum::http::StatusCode;
+use pinfold_types::api::{DoctorReport, Health, Readiness, Report, Version};
 
 use crate::error::ApiError;
 use crate::request::Asked;
@@ -22,6 +23,27 @@ pub(crate) async fn health() -> Json<Health> {
     Json(Health {
         status: "ok".to_owned(),
     })
+}
+
+/// Tells whether sandboxes can be made.
+#[utoipa::path(
+    get,
+    path = "/ready",
+    tag = "daemon",
+    operation_id = "getReady",
+    responses(
+        (status = 200, description = "They can", body = Readiness),
+        (status = 503, description = "They cannot, for these reasons", body = Readiness)
+    )
+)]
+pub(crate) async fn ready(State(api): State<Api>) -> (StatusCode, Json<Readiness>) {
+    let readiness = api.engine.ready().await;
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(readiness))
 }
 
 /// Tells the version of the daemon.

@@ -8,6 +8,7 @@
 
 mod body;
 mod connection;
+mod docs_page;
 mod error;
 mod execs;
 mod files;
@@ -19,6 +20,7 @@ mod query;
 mod request;
 mod router;
 mod sandboxes;
+mod sse;
 mod stream;
 
 pub use connection::serve;

@@ -50,12 +50,18 @@ pub fn openapi_document() -> &'static str {
     &TEXT
 }
 
+/// Returns the same document as a value.
+pub(crate) fn document_value() -> &'static Value {
+    &DOCUMENT
+}
+
 /// Returns whether an operation is known to take no query.
 pub(crate) fn takes_no_query(method: &str, path: &str) -> bool {
     WITHOUT_QUERY.contains(&(method.to_owned(), path.to_owned()))
 }
 
-fn operations(document: &Value) -> impl Iterator<Item = (&'static str, &str, &Value)> {
+/// Returns method, path and description of every operation.
+pub(crate) fn operations(document: &Value) -> impl Iterator<Item = (&'static str, &str, &Value)> {
     let paths = document["paths"].as_object().into_iter().flatten();
     paths.flat_map(|(path, item)| {
         METHODS

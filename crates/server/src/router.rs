@@ -22,7 +22,7 @@ use crate::error::{self, ApiError};
 use crate::options::ServerOptions;
 use crate::peer::Peer;
 use crate::query::Query;
-use crate::{execs, files, fleet, openapi, sandboxes, stream};
+use crate::{docs_page, execs, files, fleet, openapi, sandboxes, stream};
 
 /// Name of the header that tells an answer's request id.
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -86,7 +86,11 @@ pub(crate) fn router(api: Api) -> Router {
 pub(crate) fn described() -> OpenApiRouter<Api> {
     let v1 = OpenApiRouter::default()
         .routes(routes!(sandboxes::create, sandboxes::list))
-        .routes(routes!(sandboxes::get, sandboxes::remove))
+        .routes(routes!(
+            sandboxes::get,
+            sandboxes::update,
+            sandboxes::remove
+        ))
         .routes(routes!(sandboxes::start))
         .routes(routes!(sandboxes::stop))
         .routes(routes!(sandboxes::pause))
@@ -94,7 +98,7 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(sandboxes::metrics))
         .routes(routes!(execs::exec))
         .routes(routes!(execs::start, execs::list))
-        .routes(routes!(execs::get))
+        .routes(routes!(execs::get, execs::remove))
         .routes(routes!(execs::input))
         .routes(routes!(execs::resize))
         .routes(routes!(execs::signal))
@@ -103,6 +107,7 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(files::read, files::write, files::remove))
         .routes(routes!(files::stat))
         .routes(routes!(files::list))
+        .routes(routes!(files::watch))
         .routes(routes!(files::make_directory))
         .routes(routes!(files::rename))
         .routes(routes!(files::pack, files::unpack))
@@ -110,6 +115,7 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(fleet::doctor))
         .routes(routes!(fleet::version))
         .routes(routes!(fleet::health))
+        .routes(routes!(fleet::ready))
         .routes(routes!(openapi::document));
     // Four routes also without the prefix, for programs that were written for them.
     let bare = OpenApiRouter::default()
@@ -117,7 +123,9 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(sandboxes::remove))
         .routes(routes!(execs::exec))
         .routes(routes!(stream::events))
-        .routes(routes!(openapi::document));
+        .routes(routes!(openapi::document))
+        .routes(routes!(docs_page::docs))
+        .routes(routes!(docs_page::style));
     OpenApiRouter::with_openapi(openapi::empty())
         .nest("/v1", v1)
         .merge(bare)

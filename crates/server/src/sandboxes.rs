@@ -8,13 +8,13 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use pinfold_engine::ListFilter;
+use pinfold_engine::{Caller, Engine, EngineError, ListFilter, OnceKey, OnceKeyError, Outcome};
 use pinfold_types::api::{
-    CreateLine, CreateSandboxRequest, Metrics, PAGE_ENTRIES_MAX, Removed, Sandbox, SandboxList,
-    StopRequest,
+    CreateLine, CreateSandboxRequest, Metrics, Removed, Sandbox, SandboxList, StopRequest,
+    UpdateSandboxRequest,
 };
 use pinfold_types::state::StateError;
 use pinfold_types::{SandboxId, SandboxState, spec};
@@ -30,6 +30,12 @@ use crate::router::Api;
 /// What a caller accepts that wants to see a creation's progress.
 const LINES_TYPE: &str = "application/x-ndjson";
 
+/// Name of the header that makes a creation one that is made once.
+const KEY_HEADER: &str = "idempotency-key";
+
+/// Name of the header that says that an earlier request made the sandbox.
+const REPLAYED_HEADER: &str = "idempotency-replayed";
+
 /// Most lines of progress that a slow reader leaves waiting.
 const PROGRESS_LINES_MAX: usize = 64;
 
@@ -44,11 +50,15 @@ const PAGE_BYTES_MAX: usize = 16 << 20;
 ///
 /// With `Accept: application/x-ndjson` the answer is 200 and one JSON object per line: any number of
 /// `progress`, then `sandbox` or `error`; an empty line now and then says that it goes on.
+///
+/// With the header `Idempotency-Key` the same request makes one sandbox within a day, however often
+/// it is sent; a repetition is answered with the header `Idempotency-Replayed: true`.
 #[utoipa::path(
     post,
     path = "/sandboxes",
     tag = "sandboxes",
     operation_id = "createSandbox",
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable characters without spaces, of your own making", pattern = "^[!-~]{1,255}$")),
     request_body = CreateSandboxRequest,
     responses(
         (status = 201, description = "It runs", body = Sandbox),
@@ -65,25 +75,76 @@ pub(crate) async fn create(
         .get_all(ACCEPT)
         .iter()
         .any(|accept| accept.to_str().is_ok_and(|text| text.contains(LINES_TYPE)));
+    let wanted = Wanted {
+        key: once_key(&headers)?,
+        request,
+    };
     if wants_lines {
-        return Ok(create_in_lines(api, asked, request));
+        return Ok(create_in_lines(api, asked, wanted));
     }
     let engine = api.engine.clone();
-    let sandbox = api
-        .complete(async move { engine.create(&asked.caller, request, None).await })
+    let outcome = api
+        .complete(async move { wanted.make(&engine, &asked.caller, None).await })
         .await?;
-    Ok((StatusCode::CREATED, Json(sandbox)).into_response())
+    let mut response = (StatusCode::CREATED, Json(outcome.sandbox)).into_response();
+    if outcome.replayed {
+        let value = HeaderValue::from_static("true");
+        response.headers_mut().insert(REPLAYED_HEADER, value);
+    }
+    Ok(response)
 }
 
-fn create_in_lines(api: Api, asked: Asked, request: CreateSandboxRequest) -> Response {
+fn once_key(headers: &HeaderMap) -> Result<Option<OnceKey>, ApiError> {
+    let mut keys = headers.get_all(KEY_HEADER).iter();
+    let Some(key) = keys.next() else {
+        return Ok(None);
+    };
+    if keys.next().is_some() {
+        return Err(ApiError::invalid("`Idempotency-Key` stands twice"));
+    }
+    let refused = |error: OnceKeyError| ApiError::invalid(error.to_string());
+    key.to_str()
+        .unwrap_or_default()
+        .parse()
+        .map(Some)
+        .map_err(refused)
+}
+
+/// A sandbox to make, perhaps once only.
+struct Wanted {
+    key: Option<OnceKey>,
+    request: CreateSandboxRequest,
+}
+
+impl Wanted {
+    async fn make(
+        self,
+        engine: &Engine,
+        caller: &Caller,
+        progress: Option<mpsc::Sender<String>>,
+    ) -> Result<Outcome, EngineError> {
+        if let Some(key) = &self.key {
+            return engine
+                .create_once(caller, key, self.request, progress)
+                .await;
+        }
+        let sandbox = engine.create(caller, self.request, progress).await?;
+        Ok(Outcome {
+            sandbox,
+            replayed: false,
+        })
+    }
+}
+
+fn create_in_lines(api: Api, asked: Asked, wanted: Wanted) -> Response {
     let (sender, receiver) = mpsc::channel(PROGRESS_LINES_MAX);
     let work = tokio::spawn(async move {
         let engine = api.engine.clone();
         let created = api
-            .complete(async move { engine.create(&asked.caller, request, Some(sender)).await })
+            .complete(async move { wanted.make(&engine, &asked.caller, Some(sender)).await })
             .await;
         match created {
-            Ok(sandbox) => CreateLine::Sandbox(Box::new(sandbox)),
+            Ok(outcome) => CreateLine::Sandbox(Box::new(outcome.sandbox)),
             Err(error) => CreateLine::Error(Box::new(error.detail(&asked.request_id))),
         }
     });
@@ -174,18 +235,12 @@ fn list_filter(query: Option<&str>) -> Result<ListFilter, ApiError> {
             spec::LABELS_MAX
         )));
     }
-    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
-    if limit == 0 || limit > PAGE_ENTRIES_MAX {
-        return Err(ApiError::invalid(format!(
-            "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
-        )));
-    }
     Ok(ListFilter {
         states: states.map_err(|error| ApiError::invalid(error.to_string()))?,
         all: query.flag("all")?.unwrap_or(false),
         labels,
         after: query.parsed("after")?,
-        limit,
+        limit: query.page_limit()?,
     })
 }
 
@@ -239,6 +294,27 @@ pub(crate) async fn get(
     Target(target): Target,
 ) -> Result<Json<Sandbox>, ApiError> {
     Ok(Json(api.engine.get(&asked.caller, &target).await?))
+}
+
+/// Changes labels, environment, deadlines and limits of a sandbox in any state.
+#[utoipa::path(
+    patch,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "updateSandbox",
+    request_body = UpdateSandboxRequest,
+    responses((status = 200, description = "It is changed", body = Sandbox))
+)]
+pub(crate) async fn update(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<UpdateSandboxRequest>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.update(&asked.caller, &target, request).await })
+        .await
+        .map(Json)
 }
 
 /// Removes a sandbox with everything of it.

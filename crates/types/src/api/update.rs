@@ -94,11 +94,19 @@ mod tests {
 
     #[test]
     fn what_is_not_named_stays_and_null_takes_away() {
-        let mut spec = SandboxSpec::default();
-        spec.labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
-        spec.env = BTreeMap::from([("B".to_owned(), "2".to_owned())]);
-        spec.resources.memory = Some(ByteSize::from_mib(64));
-        spec.deadlines.lifetime_ms = Some(1);
+        let spec = SandboxSpec {
+            labels: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
+            env: BTreeMap::from([("B".to_owned(), "2".to_owned())]),
+            resources: Resources {
+                memory: Some(ByteSize::from_mib(64)),
+                ..Resources::default()
+            },
+            deadlines: Deadlines {
+                lifetime_ms: Some(1),
+                ..Deadlines::default()
+            },
+            ..SandboxSpec::default()
+        };
         assert_eq!(UpdateSandboxRequest::default().apply(&spec), spec);
         let text = r#"{"labels": {"a": null, "c": "3"}, "deadlines": {"lifetime_ms": 0,
             "idle_ms": 500, "idle_action": "stop"}, "resources": {"pids": 9}}"#;
