@@ -1,12 +1,15 @@
 //! What can be typed: every verb with its options.
 
 mod options;
+mod update;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
+
+pub(crate) use update::UpdateArguments;
 
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
 
@@ -90,6 +93,8 @@ pub(crate) enum Verb {
     Run(RunArguments),
     /// Create sandboxes and print their names
     Create(CreateArguments),
+    /// Change sandboxes that exist, also while they run
+    Update(UpdateArguments),
     /// Start stopped sandboxes
     Start(Targets),
     /// Stop sandboxes and keep their disks

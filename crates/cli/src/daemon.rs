@@ -199,6 +199,9 @@ async fn run(
         settings.journal_bytes_max = size.0;
     }
     settings.mounts_allowed = config.mounts_allowed();
+    if let Some(idle_ms) = config.duration_ms(environment::IDLE) {
+        settings.idle_default = (idle_ms > 0).then(|| Duration::from_millis(idle_ms));
+    }
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)

@@ -124,16 +124,12 @@ fn shown(change: WatchEvent) -> FileChange {
 
 /// Writes one event. JSON holds no line break, so its text is one line.
 fn event_text(id: Option<u64>, name: Option<&str>, data: &impl Serialize) -> Bytes {
-    let mut text = String::new();
-    if let Some(id) = id {
-        text.push_str(&format!("id: {id}\n"));
-    }
-    if let Some(name) = name {
-        text.push_str(&format!("event: {name}\n"));
-    }
+    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+    let name = name
+        .map(|name| format!("event: {name}\n"))
+        .unwrap_or_default();
     let data = serde_json::to_string(data).unwrap_or_default();
-    text.push_str(&format!("data: {data}\n\n"));
-    Bytes::from(text)
+    Bytes::from(format!("{id}{name}data: {data}\n\n"))
 }
 
 struct Sending {

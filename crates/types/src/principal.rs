@@ -180,6 +180,20 @@ impl FromStr for Role {
     }
 }
 
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Principal {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::schema::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some("`uid:1000` for a user of the host, else a name"))
+            .pattern(Some("^(uid:[0-9]+|[a-z]([a-z0-9-]{0,40}[a-z0-9])?)$"))
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Principal {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Creations that are made once however often they are asked for.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -96,7 +97,7 @@ impl Engine {
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Outcome> {
         let once = Once {
-            owner: caller.uid.to_string(),
+            owner: caller.principal.to_string(),
             key: key.0.clone(),
             request: digest(&request)?,
             now_ms: self.core.clock.now_ms(),
@@ -175,8 +176,12 @@ fn digest(request: &CreateSandboxRequest) -> Result<String> {
     let text = serde_json::to_vec(request).map_err(|error| {
         EngineError::new(ErrorCode::Internal, "a request cannot be written").caused_by(error)
     })?;
-    let digest = Sha256::digest(&text);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut hex = String::new();
+    for byte in Sha256::digest(&text) {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Ok(hex)
 }
 
 fn removed(sandbox: &SandboxId) -> EngineError {

@@ -1,4 +1,4 @@
-use pinfold_types::api::UpdateSandboxRequest;
+use pinfold_types::api::{StopRequest, UpdateSandboxRequest};
 use pinfold_types::{ErrorCode, EventKind, ExecId, Resources};
 
 use super::*;
@@ -61,7 +61,10 @@ async fn limits_change_at_once_or_not_at_all() {
     world.faults().no_live_resources = true;
     let refused = engine.update(&USER, "a", limits(300)).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Unsupported);
-    engine.stop(&USER, "a", Default::default()).await.unwrap();
+    engine
+        .stop(&USER, "a", StopRequest::default())
+        .await
+        .unwrap();
     let stopped = engine.update(&USER, "a", limits(300)).await.unwrap();
     assert_eq!(stopped.spec.resources.pids, Some(300));
 }
@@ -105,7 +108,10 @@ async fn a_removed_exec_is_killed_and_leaves_no_journal() {
         .await
         .unwrap();
     engine.exec_wait(&USER, "a", &exec.exec_id).await.unwrap();
-    engine.stop(&USER, "a", Default::default()).await.unwrap();
+    engine
+        .stop(&USER, "a", StopRequest::default())
+        .await
+        .unwrap();
     engine.exec_remove(&USER, "a", &exec.exec_id).await.unwrap();
     assert!(engine.exec_list(&USER, "a").await.unwrap().execs.is_empty());
 }
