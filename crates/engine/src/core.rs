@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pinfold_driver::Driver;
 use pinfold_types::api::keys::Quotas;
-use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName};
+use pinfold_types::{ErrorCode, ExecId, Principal, Resources, SandboxId, SandboxName};
 use serde_json::json;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -228,6 +228,17 @@ impl Core {
         registry.by_name.insert(key, entry.id.clone());
         registry.by_id.insert(entry.id.clone(), Arc::clone(entry));
         Ok(())
+    }
+
+    /// Counts a sandbox as something else from now on, unless a quota is used up by that.
+    pub(crate) fn recharge(
+        &self,
+        entry: &Entry,
+        resources: &Resources,
+        quotas: &Quotas,
+    ) -> Result<(), EngineError> {
+        let cost = Cost::of(resources);
+        self.registry().ledger.recharge(&entry.id, cost, quotas)
     }
 
     /// Forgets a sandbox.

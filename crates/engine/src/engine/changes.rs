@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pinfold_types::api::keys::Quotas;
 use pinfold_types::api::{Readiness, Sandbox, SignalRequest, UpdateSandboxRequest};
 use pinfold_types::doctor::FindingStatus;
 use pinfold_types::{ErrorCode, ExecId};
@@ -34,9 +35,18 @@ impl Engine {
         target: &str,
         request: UpdateSandboxRequest,
     ) -> Result<Sandbox> {
+        let core = &self.core;
+        core.check_open()?;
+        let entry = core.find(caller, target)?;
+        let wanted = request.apply(&entry.row().spec);
+        if wanted.resources != entry.row().spec.resources {
+            core.recharge(&entry, &wanted.resources, &core.quotas(caller))?;
+        }
         let request = Box::new(request);
-        self.step(caller, target, |reply| Message::Update { request, reply })
-            .await
+        let updated = entry.ask(|reply| Message::Update { request, reply }).await;
+        // It is counted as what it has become, also when it was refused.
+        let counted = core.recharge(&entry, &entry.row().spec.resources, &Quotas::NONE);
+        updated.and_then(|sandbox| counted.map(|()| sandbox))
     }
 
     /// Forgets an exec with its journal; kills it first when it runs.
