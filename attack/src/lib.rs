@@ -3,6 +3,7 @@
 
 mod list;
 mod needs;
+mod outside;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use list::ATTACKS;
 pub use needs::{BRING_DOWN, is_proven, needs_of, needs_root};
+pub use outside::{HARMLESS, OUTSIDE};
 
 /// Variable that holds the [`Facts`] as JSON.
 pub const FACTS_VARIABLE: &str = "PINFOLD_ATTACK_FACTS";
@@ -18,6 +20,8 @@ pub const FACTS_VARIABLE: &str = "PINFOLD_ATTACK_FACTS";
 pub const NEIGHBOUR_READY: &str = "/tmp/neighbour-ready";
 /// What every thing to be stolen contains.
 pub const SECRET: &str = "pinfold-attack-secret";
+/// How the program says that an attack could not even be tried.
+pub const NOT_MADE: &str = "could not be made";
 /// Where a directory of the host is shown inside, for reading only.
 pub const SHARE: &str = "/attack-share";
 
@@ -35,6 +39,10 @@ pub enum Group {
     Image,
     /// More than the sandbox was given.
     Limits,
+    /// The host, by way of the product: copies, images, its API, an agent that lies.
+    Product,
+    /// What published escapes of such software reached, one replay each.
+    Published,
 }
 
 impl Group {
@@ -46,6 +54,8 @@ impl Group {
             Self::Neighbour => "neighbour",
             Self::Image => "image",
             Self::Limits => "limits",
+            Self::Product => "product",
+            Self::Published => "published",
         }
     }
 }
@@ -114,17 +124,44 @@ pub struct Facts {
     pub memory_bytes: Option<u64>,
     /// Most processes that the sandbox was given, when that is held.
     pub processes: Option<u64>,
+    /// Most bytes of disk that the sandbox was given, when that is held.
+    pub disk_bytes: Option<u64>,
+    /// Most files that its disk was given, when that is held.
+    pub disk_files: Option<u64>,
     /// Whether [`SHARE`] is there.
     pub share: bool,
     /// First host id of the sandbox, where it has ids of its own.
     pub ids_first: Option<u32>,
     /// First host id of the neighbour, where it has ids of its own.
     pub neighbour_ids_first: Option<u32>,
+    /// What an attack from outside is given; absent inside.
+    pub outside: Option<Outside>,
+}
+
+/// What an attack from outside a sandbox, by way of the product, is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outside {
+    /// The product's program.
+    pub product: String,
+    /// The socket of the daemon, or of the product that believes the attack's own agent.
+    pub socket: String,
+    /// Where the attack's own agent listens; absent when the daemon's are real.
+    pub agent: Option<String>,
+    /// A directory that is the attack's alone.
+    pub scratch: String,
+    /// Where the daemon keeps its state.
+    pub state: String,
+}
+
+/// Returns every attack, in the order in which they run.
+pub fn all() -> impl Iterator<Item = &'static Attack> {
+    ATTACKS.iter().chain(OUTSIDE)
 }
 
 /// Returns the attack with a name.
 pub fn attack(name: &str) -> Option<&'static Attack> {
-    ATTACKS.iter().find(|attack| attack.name == name)
+    all().find(|attack| attack.name == name)
 }
 
 /// Writes the reference page of all attacks.
@@ -133,7 +170,8 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# Attacks\n\n\
          <!-- Made from attack/src/list.rs; the test `attack` keeps it true. -->\n\n\
-         `pinfold doctor --attack` runs these inside sandboxes of this host and prints which held.\n\
+         `pinfold doctor --attack` runs these inside sandboxes of this host, or against them by way\n\
+         of the product, and prints which held.\n\
          An attack that is not *shown to work* below is reported as `untested` when it fails:\n\
          nothing proves that it would have worked without its defence. For the others a test\n\
          switches the named defences off, in a build that is never released, and sees the attack\n\
@@ -147,13 +185,15 @@ pub fn reference() -> String {
         Group::Neighbour,
         Group::Image,
         Group::Limits,
+        Group::Product,
+        Group::Published,
     ] {
         let name = group.name();
         let _infallible = write!(
             page,
             "\n## {name}\n\n| attack | tries to | defence | shown to work without |\n|---|---|---|---|\n"
         );
-        for attack in ATTACKS.iter().filter(|attack| attack.group == group) {
+        for attack in all().filter(|attack| attack.group == group) {
             let mut without = match attack.succeeds_without {
                 [] => "untested".to_owned(),
                 switches if is_proven(attack) => format!("`{}`", switches.join("`, `")),
@@ -181,10 +221,10 @@ mod tests {
 
     #[test]
     fn names_are_distinct_and_of_one_kind() {
-        let mut names: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
+        let mut names: Vec<_> = all().map(|attack| attack.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ATTACKS.len());
+        assert_eq!(names.len(), all().count());
         for name in names {
             assert!(
                 name.chars()

@@ -28,6 +28,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("ports", "a kernel with `iopl`"),
     ("raise-limits", "a root with `CAP_SYS_RESOURCE`"),
     ("negative-preference", "a root with `CAP_SYS_RESOURCE`"),
+    ("memory-swap", "a host with swap"),
+    ("page-cache", "a disk that is not kept in memory"),
 ];
 
 /// Attacks that no run of the self-test has seen succeed yet, because none was where it is
@@ -45,6 +47,7 @@ const UNSEEN: &[&str] = &[
     "ports",
     "raise-limits",
     "negative-preference",
+    "memory-swap",
 ];
 
 /// Attacks that have worked when the sandbox is down; others that only bring it down show nothing.

@@ -1,5 +1,6 @@
 //! `pinfold-bench`: long runs of the real product, with figures.
 
+mod claims;
 mod flood;
 mod held;
 mod random;
@@ -26,6 +27,25 @@ enum Run {
     Soak(Soak),
     /// Let programs write as fast as they can to readers that have stopped (as root)
     Flood(Flood),
+    /// Claim warm sandboxes, one after the other and all at once (as root)
+    Claims(Claims),
+}
+
+/// What is claimed.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Claims {
+    /// Claim as many, from a pool of as many
+    #[arg(long, default_value_t = 100)]
+    count: usize,
+    /// Claim them again from a pool of as few
+    #[arg(long, default_value_t = 10)]
+    few: usize,
+    /// Run the product as this user
+    #[arg(long)]
+    as_user: Option<String>,
+    /// The product
+    #[arg(long, default_value = "target/release/pinfold")]
+    product: PathBuf,
 }
 
 /// What a flood does.
@@ -69,6 +89,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().run {
         Run::Soak(soak) => soak::run(&soak),
         Run::Flood(flood) => flood::run(&flood),
+        Run::Claims(claims) => claims::run(&claims),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

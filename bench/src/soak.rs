@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use crate::held::{Held, Memory};
 use crate::random::Random;
 use crate::trend::Trend;
-use crate::yard::{States, Yard, send, until, wait};
+use crate::yard::{States, Yard, send, until, until_within, wait};
 use crate::{Soak, say};
 
 /// Most sandboxes at once: enough for them to differ, and few enough for a small host.
@@ -22,6 +22,9 @@ const SANDBOXES_MAX: usize = 6;
 
 /// Longest time between the beginning of an operation and the kill: about what the longest takes.
 const KILL_AFTER_MAX_MS: usize = 250;
+
+/// Longest time that a killed process takes to go, unless it is frozen.
+const DIE_MAX: Duration = Duration::from_secs(3);
 
 /// Least time between two looks at the daemon's memory.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -254,8 +257,7 @@ impl Run {
             0..2 if !agents.is_empty() => {
                 self.count("agents killed");
                 let agent = agents[self.random.below(agents.len())];
-                send(agent, Signal::KILL);
-                until(|| Ok(!self.agents().contains(&agent)))?;
+                self.kill_agent(agent)?;
             }
             2..4 => {
                 self.count("launchers killed");
@@ -277,6 +279,23 @@ impl Run {
         let done = self.end(step, target, child)?;
         self.count(if done { "done" } else { "not acknowledged" });
         self.check(step, target)
+    }
+
+    /// Kills an agent and sees it go. A frozen one of control groups of version 1 hears it when it
+    /// thaws.
+    fn kill_agent(&self, agent: i32) -> Result<()> {
+        let processes = self.yard.processes();
+        let words = processes.iter().find(|(pid, _)| *pid == agent);
+        let id = words.and_then(|(_, words)| words.get(2)).cloned();
+        send(agent, Signal::KILL);
+        let gone = || Ok(!self.agents().contains(&agent));
+        if !until_within(DIE_MAX, gone)? {
+            let words = ["resume", &id.unwrap_or_default()];
+            // What was frozen fails on its way, which is what the next look finds.
+            let _answer = self.yard.command(&words).output()?;
+            ensure!(until(gone)?, "agent {agent} does not die");
+        }
+        Ok(())
     }
 
     fn agents(&self) -> Vec<i32> {

@@ -76,6 +76,10 @@ impl Yard {
         self.directory.path().join("state")
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/pinfold.sock")
+    }
+
     /// Returns whether somebody holds the socket: of a daemon that was killed, its last thread may.
     pub(crate) fn is_served(&self) -> bool {
         UnixStream::connect(self.directory.path().join("run/pinfold.sock")).is_ok()
@@ -278,8 +282,13 @@ impl Drop for Yard {
 }
 
 /// Asks again and again whether something is so; answers `false` when it does not come to be.
-pub(crate) fn until(mut so: impl FnMut() -> Result<bool>) -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until(so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    until_within(PATIENCE, so)
+}
+
+/// As [`until`], for so long.
+pub(crate) fn until_within(time: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + time;
     while Instant::now() < deadline {
         if so()? {
             return Ok(true);

@@ -23,7 +23,8 @@ pub fn run(data: &[u8]) {
     while !input.is_empty() {
         let mut line = Input::new(input.until(b'\n'));
         let name = OsString::from_vec(line.until(b'=').to_vec());
-        variables.push((name, OsString::from_vec(line.rest().to_vec())));
+        // No environment has a zero byte.
+        variables.push((name, OsString::from_vec(line.until(0).to_vec())));
     }
     let taken = match settings(Some(file.clone()), variables) {
         Ok(taken) => taken,
@@ -36,12 +37,26 @@ pub fn run(data: &[u8]) {
     for (key, value) in &taken {
         assert_eq!(check_setting(key, value), Ok(()), "{key}");
         assert!(setting_names().any(|(known, _)| known == *key));
-        // A string of JSON is one of YAML.
-        let value = serde_json::Value::from(value.as_str());
-        writeln!(text, "{key}: {value}").expect("memory takes all");
+        writeln!(text, "{key}: {}", quoted(value)).expect("memory takes all");
     }
     fs::write(&file, &text).expect("the directory is writable");
     let home = vec![(OsString::from("HOME"), OsString::from("/home/fuzz"))];
     let again = settings(Some(file), home);
     assert_eq!(again.as_ref(), Ok(&taken), "{text}");
+}
+
+/// Writes a value so that YAML has it as it is; it takes no control character unescaped.
+fn quoted(value: &str) -> String {
+    let mut text = String::from('"');
+    for character in value.chars() {
+        match character {
+            '"' | '\\' => text.extend(['\\', character]),
+            ' '..='~' => text.push(character),
+            other => {
+                write!(text, "\\U{:08x}", u32::from(other)).expect("memory takes all");
+            }
+        }
+    }
+    text.push('"');
+    text
 }

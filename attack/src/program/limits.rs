@@ -12,7 +12,7 @@ use super::{Attempt, Found};
 /// Processes beyond what was given that are tried.
 const MORE: u64 = 32;
 /// Bytes beyond what was given that are tried.
-const MORE_BYTES: u64 = 32 << 20;
+pub(super) const MORE_BYTES: u64 = 32 << 20;
 const CHUNK: usize = 1 << 20;
 /// Bytes that each file of a bounded tmpfs stands for, as the product counts them.
 const BYTES_PER_FILE: u64 = 4096;
@@ -80,7 +80,7 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
 ];
 
-fn no_limit() -> Found {
+pub(super) fn no_limit() -> Found {
     Found::NotExpressible("this host cannot limit it for this user".to_owned())
 }
 
@@ -117,7 +117,7 @@ fn threads(count: u64) -> io::Result<()> {
 }
 
 /// Takes memory in another process, which is the one that is ended for it.
-fn memory(facts: &Facts, take: impl FnOnce(u64) -> io::Result<()>) -> Found {
+pub(super) fn memory(facts: &Facts, take: impl FnOnce(u64) -> io::Result<()>) -> Found {
     let Some(given) = facts.memory_bytes else {
         return no_limit();
     };
@@ -139,7 +139,7 @@ fn memory(facts: &Facts, take: impl FnOnce(u64) -> io::Result<()>) -> Found {
     }
 }
 
-fn touch(bytes: u64) -> io::Result<()> {
+pub(super) fn touch(bytes: u64) -> io::Result<()> {
     let mut held = Vec::new();
     let chunk = u64::try_from(CHUNK).unwrap_or(u64::MAX);
     for _ in 0..bytes / chunk {
@@ -153,20 +153,20 @@ fn touch(bytes: u64) -> io::Result<()> {
     }
 }
 
-fn fill(mut file: File, bytes: u64) -> io::Result<()> {
+pub(super) fn fill(mut file: File, bytes: u64) -> io::Result<()> {
     let chunk = vec![1_u8; CHUNK];
     let size = u64::try_from(CHUNK).unwrap_or(u64::MAX);
     (0..bytes / size).try_for_each(|_| file.write_all(&chunk))
 }
 
 #[expect(unsafe_code, reason = "a descriptor by its number")]
-fn adopt(descriptor: usize) -> File {
+pub(super) fn adopt(descriptor: usize) -> File {
     let descriptor = i32::try_from(descriptor).unwrap_or(-1);
     // SAFETY: the kernel has just made it, and nothing else owns it.
     unsafe { File::from_raw_fd(descriptor) }
 }
 
-fn files(directory: &str, count: u64) -> Found {
+pub(super) fn files(directory: &str, count: u64) -> Found {
     let place = format!("{directory}/attack-files");
     let made = fs::create_dir_all(&place).and_then(|()| {
         (0..count).try_for_each(|number| {

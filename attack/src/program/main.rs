@@ -1,6 +1,7 @@
 //! Attacks the sandbox that it runs in, and says what worked.
 //!
-//! `run` runs attacks, each in a process of its own; `one` is such a process; `sit` is the
+//! `run` runs attacks, each in a process of its own; `one` is such a process; `outside` makes one
+//! from outside a sandbox, by way of the product, and `act` what it has done inside; `sit` is the
 //! neighbour that is attacked; `missing` says on the host what its kernel does not have;
 //! `reference` writes the page of the reference.
 
@@ -8,11 +9,13 @@ mod agent;
 mod call;
 mod host;
 mod image;
+mod kept;
 mod kernel;
 mod limits;
 mod missing;
 mod mounts;
 mod neighbour;
+mod outside;
 
 use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -67,14 +70,16 @@ fn main() -> ExitCode {
 fn obey(words: &[&str]) -> io::Result<()> {
     match words {
         ["run", only @ ..] => run(only),
-        ["one", name] => one(name),
+        ["one", name] => one(name, ATTACK_SECONDS_MAX, attempts()),
+        ["outside", name] => one(name, outside::SECONDS_MAX, outside::attempts()),
+        ["act", words @ ..] => outside::act(words),
         ["sit"] => neighbour::sit(),
         ["missing"] => say(&serde_json::to_string(&missing::missing())?),
         ["reference"] => say(pinfold_attack::reference().trim_end()),
         ["--version"] => say(&format!("pinfold-attack {}", env!("CARGO_PKG_VERSION"))),
         _ => Err(io::Error::other(
-            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `sit`, `missing`, `reference` or \
-             `--version`",
+            "say `run [--only NAME]… [--from NAME]`, `one NAME`, `outside NAME`, `sit`, `missing`, \
+             `reference` or `--version`",
         )),
     }
 }
@@ -89,6 +94,7 @@ fn attempts() -> impl Iterator<Item = &'static (&'static str, Attempt)> {
         neighbour::ATTEMPTS,
         image::ATTEMPTS,
         limits::ATTEMPTS,
+        kept::ATTEMPTS,
     ]
     .into_iter()
     .flatten()
@@ -152,9 +158,13 @@ fn apart(name: &str) -> io::Result<Said> {
 }
 
 /// Makes one attack.
-fn one(name: &str) -> io::Result<()> {
-    call::end_after(ATTACK_SECONDS_MAX);
-    let Some((_, attempt)) = attempts().find(|(known, _)| *known == name) else {
+fn one(
+    name: &str,
+    seconds: u32,
+    mut attempts: impl Iterator<Item = &'static (&'static str, Attempt)>,
+) -> io::Result<()> {
+    call::end_after(seconds);
+    let Some((_, attempt)) = attempts.find(|(known, _)| *known == name) else {
         return Err(io::Error::other("no such attack"));
     };
     let facts = facts();
@@ -191,14 +201,26 @@ fn say(line: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use pinfold_attack::OUTSIDE;
+
     use super::*;
 
     #[test]
     fn every_attack_of_the_list_can_be_made_and_no_other() {
-        let mut made: Vec<_> = attempts().map(|(name, _)| *name).collect();
-        let mut listed: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
-        made.sort_unstable();
-        listed.sort_unstable();
-        assert_eq!(made, listed);
+        for (mut made, attacks) in [
+            (
+                attempts().map(|(name, _)| *name).collect::<Vec<_>>(),
+                ATTACKS,
+            ),
+            (
+                outside::attempts().map(|(name, _)| *name).collect(),
+                OUTSIDE,
+            ),
+        ] {
+            let mut listed: Vec<_> = attacks.iter().map(|attack| attack.name).collect();
+            made.sort_unstable();
+            listed.sort_unstable();
+            assert_eq!(made, listed);
+        }
     }
 }

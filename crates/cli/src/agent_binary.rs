@@ -23,3 +23,9 @@ pub(crate) fn source() -> AgentSource {
         None => AgentSource::Bytes(AGENT),
     }
 }
+
+/// Returns the agent that this binary carries, for a driver of tests.
+#[cfg(feature = "test-weaken")]
+pub(crate) fn bytes() -> &'static [u8] {
+    AGENT
+}

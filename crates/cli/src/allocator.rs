@@ -2,7 +2,7 @@
 //!
 //! By default the C library keeps up to a quarter of a megabyte of small blocks for each thread and
 //! eight arenas for each processor. In a process that lives for months that looks like a leak: memory
-//! grows for hours, and what is in use cannot be told from what is kept. docs/adr/0012 has the
+//! grows for hours, and what is in use cannot be told from what is kept. docs/adr/0013 has the
 //! figures. These settings exist only as a variable that a process finds when it begins.
 
 use std::ffi::OsStr;

@@ -1,6 +1,8 @@
 //! What can be typed: every verb with its options.
 
+mod key;
 mod options;
+mod pools;
 mod update;
 
 use std::path::PathBuf;
@@ -9,9 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
-pub(crate) use update::UpdateArguments;
-
+pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
+pub(crate) use pools::{PoolVerb, SizeOptions, TemplateCreateArguments, TemplateVerb};
+pub(crate) use update::UpdateArguments;
 
 use crate::environment;
 
@@ -29,7 +32,6 @@ Set up:
     name = "pinfold",
     version,
     after_help = AFTER,
-    disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100
@@ -121,10 +123,19 @@ pub(crate) enum Verb {
     Pause(Targets),
     /// Let suspended sandboxes go on
     Resume(Targets),
+    /// Describe sandboxes once and make them by name
+    #[command(subcommand)]
+    Template(TemplateVerb),
+    /// Keep sandboxes of a template running for whoever comes next
+    #[command(subcommand)]
+    Pool(PoolVerb),
     /// Check what this host can do and print what mends the rest
     Doctor(DoctorArguments),
     /// Run the daemon in the foreground; SIGTERM ends it and sandboxes live on
     Serve(ServeArguments),
+    /// Make, list and revoke API keys for the daemon's port
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Show or explain the configuration
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -138,6 +149,14 @@ pub(crate) struct DoctorArguments {
     /// Attack sandboxes of this host and print what held; ends with 1 when an attack works
     #[arg(long)]
     pub(crate) attack: bool,
+    /// Attack sandboxes of this driver
+    #[arg(
+        long,
+        value_name = "DRIVER",
+        requires = "attack",
+        default_value = "native"
+    )]
+    pub(crate) driver: String,
     /// Make only this attack; give it again for more
     #[arg(long, value_name = "ATTACK", requires = "attack")]
     pub(crate) only: Vec<String>,
@@ -209,6 +228,9 @@ pub(crate) struct RunArguments {
     /// Remove the sandbox afterwards, which is the default
     #[arg(long, hide = true)]
     pub(crate) rm: bool,
+    /// Make the sandbox from this template; other options are put over it
+    #[arg(short = 'T', long, value_name = "TEMPLATE", value_parser = sandbox_name)]
+    pub(crate) template: Option<SandboxName>,
     #[command(flatten)]
     pub(crate) program: ProgramOptions,
     #[command(flatten)]
@@ -228,6 +250,9 @@ pub(crate) struct CreateArguments {
     /// Create this many; with --name, a number is added to the name
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) count: Option<u32>,
+    /// Make the sandbox from this template; other options are put over it
+    #[arg(short = 'T', long, value_name = "TEMPLATE", value_parser = sandbox_name)]
+    pub(crate) template: Option<SandboxName>,
     /// Language of the sandbox, for --hello and --file: python, javascript, node, ruby or golang
     #[arg(short, long)]
     pub(crate) language: Option<pinfold_types::spec::Language>,
@@ -269,6 +294,9 @@ pub(crate) struct ListArguments {
     /// List stopped sandboxes as well
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// List instead what waits in pools; for admins
+    #[arg(short, long)]
+    pub(crate) warm: bool,
     /// List only sandboxes with this label; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = options::pair)]
     pub(crate) label: Vec<(String, String)>,
@@ -326,6 +354,9 @@ pub(crate) struct LogsArguments {
     /// Put the time before each line
     #[arg(long)]
     pub(crate) timestamps: bool,
+    /// Send everything to the terminal as it was written, not only text and colours
+    #[arg(long)]
+    pub(crate) raw: bool,
 }
 
 /// `cp`.
@@ -361,6 +392,12 @@ pub(crate) struct MetricsArguments {
 /// `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
+    /// Listen on this address and port too, for API keys
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Listen on 127.0.0.1:8080 and let every program of this machine in without a key
+    #[arg(long)]
+    pub(crate) dev: bool,
     /// Log this, as in `info` or `pinfold_engine=debug`
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -376,6 +413,7 @@ impl ServeArguments {
     /// Returns the settings that were given as flags.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         [
+            (environment::LISTEN, &self.listen),
             (environment::LOG, &self.log),
             (environment::LOG_FORMAT, &self.log_format),
         ]

@@ -168,6 +168,8 @@ impl Config {
         default(environment::LOG_FORMAT, "text");
         default(environment::JOURNAL_SIZE, "64m");
         default(environment::MOUNTS_ALLOWED, "own");
+        default(environment::ALLOW_PLAIN_TCP, "false");
+        default(environment::QUOTA_USERS, "false");
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");
         default(environment::ISOLATION, "namespace");
@@ -437,6 +439,31 @@ impl ValueSeed {
     }
 }
 
+impl ValueSeed {
+    fn pools<'de, A: SeqAccess<'de>>(&self, mut list: A) -> Result<String, A::Error> {
+        let mut entries: Vec<serde_json::Value> = Vec::new();
+        while let Some(entry) = list.next_element()? {
+            entries.push(entry);
+        }
+        self.checked(serde_json::Value::Array(entries).to_string())
+    }
+
+    fn allow_list<'de, A: SeqAccess<'de>>(&self, mut list: A) -> Result<String, A::Error> {
+        let mut entries: Vec<String> = Vec::new();
+        while let Some(entry) = list.next_element::<String>()? {
+            if entry.contains(',') {
+                let reason = format!("`{entry}` holds a comma, which ends an entry");
+                return Err(de::Error::custom(reason));
+            }
+            entries.push(entry);
+        }
+        if entries.is_empty() {
+            return self.checked(environment::EMPTY_LIST.to_owned());
+        }
+        self.checked(entries.join(","))
+    }
+}
+
 impl<'de> Visitor<'de> for ValueSeed {
     type Value = String;
 
@@ -464,22 +491,14 @@ impl<'de> Visitor<'de> for ValueSeed {
         self.checked(value.to_string())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<String, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<String, A::Error> {
+        if self.0.kind == Kind::Pools {
+            return self.pools(list);
+        }
         if self.0.kind != Kind::AllowList {
             return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
         }
-        let mut entries: Vec<String> = Vec::new();
-        while let Some(entry) = list.next_element::<String>()? {
-            if entry.contains(',') {
-                let reason = format!("`{entry}` holds a comma, which ends an entry");
-                return Err(de::Error::custom(reason));
-            }
-            entries.push(entry);
-        }
-        if entries.is_empty() {
-            return self.checked(environment::EMPTY_LIST.to_owned());
-        }
-        self.checked(entries.join(","))
+        self.allow_list(list)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use pinfold_client::{Client, ClientError};
 use pinfold_types::SandboxState;
-use pinfold_types::api::{ListQuery, Sandbox};
+use pinfold_types::api::{ListQuery, Sandbox, Version};
 
 use crate::arguments::Targets;
 use crate::autostart;
@@ -29,19 +29,39 @@ impl Context {
     /// Fails when no daemon answers and none may or can be started.
     pub(crate) async fn connect(config: Config, printer: Printer) -> Result<Self, CliError> {
         autostart::ensure(&config)?;
-        let client = Client::connect(&config.socket()).await.map_err(api_error)?;
+        let (client, daemon) = match greet(&config).await {
+            // It accepted us and ended in the same moment: there is no second such moment.
+            Err(error) if went_away(&error) => {
+                autostart::ensure(&config)?;
+                greet(&config).await
+            }
+            greeted => greeted,
+        }
+        .map_err(api_error)?;
         let context = Self {
             config: std::sync::Arc::new(config),
             printer,
             client,
         };
-        context.compare_versions().await?;
+        context.compare_versions(&daemon);
         Ok(context)
     }
 
+    /// Returns the same for whoever answers at another socket.
+    ///
+    /// # Errors
+    ///
+    /// Fails when nobody does.
+    pub(crate) async fn of(&self, socket: &std::path::Path) -> Result<Self, CliError> {
+        let client = Client::connect(socket).await.map_err(api_error)?;
+        Ok(Self {
+            client,
+            ..self.clone()
+        })
+    }
+
     /// Says so when the daemon is of another version: it may not understand us.
-    async fn compare_versions(&self) -> Result<(), CliError> {
-        let daemon = self.client.version().await.map_err(api_error)?;
+    fn compare_versions(&self, daemon: &Version) {
         let ours = env!("CARGO_PKG_VERSION");
         if daemon.version != ours {
             self.printer.warn(&format!(
@@ -50,7 +70,6 @@ impl Context {
                 daemon.version, daemon.pid
             ));
         }
-        Ok(())
     }
 
     /// Waits for a daemon again, after it went away under us.
@@ -100,6 +119,21 @@ impl Context {
         let all = self.all(states).await?;
         Ok(all.iter().map(Target::of).collect())
     }
+}
+
+/// Connects to the daemon and asks who it is.
+async fn greet(config: &Config) -> Result<(Client, Version), ClientError> {
+    let client = Client::connect(&config.socket()).await?;
+    let daemon = client.version().await?;
+    Ok((client, daemon))
+}
+
+/// Returns whether the daemon ended while it was spoken to.
+fn went_away(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::NoDaemon { .. } | ClientError::Transport { .. }
+    )
 }
 
 /// A sandbox that something is done to.

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use pinfold_driver::Driver;
 use pinfold_driver_native::{NativeConfig, NativeDriver};
-use pinfold_engine::{Engine, EngineConfig};
-use pinfold_server::ServerOptions;
-use pinfold_types::ByteSize;
+use pinfold_engine::{Caller, ConfiguredPool, Engine, EngineConfig};
+use pinfold_linux::weaken::{Defence, is_off};
+use pinfold_server::Listeners;
 use pinfold_types::api::DoctorReport;
+use pinfold_types::{ByteSize, Role};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ use crate::config::Config;
 use crate::environment;
 use crate::error::CliError;
 use crate::listen::listen;
+use crate::pools;
+use crate::port;
 use crate::printer::Printer;
 
 /// Permission bits that files of ours never have: images and disks need the others.
@@ -52,14 +55,22 @@ pub(crate) fn serve(
     arguments: &ServeArguments,
     printer: Printer,
 ) -> Result<u8, CliError> {
+    // Everything about the port is known before anything is touched.
+    let plan = port::Plan::of(config, arguments)?;
     if !arguments.detached {
-        return start(config, || {
-            printer.note(&format!("serving at {}", config.socket().display()));
+        if plan.as_ref().is_some_and(port::Plan::is_development) {
+            printer.warn(
+                "every program and every user of this machine may use this daemon without a key",
+            );
+        }
+        return start(config, plan, |url| {
+            let also = url.map_or_else(String::new, |url| format!(" and at {url}"));
+            printer.note(&format!("serving at {}{also}", config.socket().display()));
         });
     }
     // Fails only for a leader of its own session, which is what is wanted.
     let _already_leads = rustix::process::setsid();
-    let result = start(config, || say(READY));
+    let result = start(config, plan, |_| say(READY));
     if let Err(error) = &result {
         say(&LastWords::of(error).encode());
         printer.error(error);
@@ -116,7 +127,11 @@ impl LastWords {
     }
 }
 
-fn start(config: &Config, ready: impl FnOnce()) -> Result<u8, CliError> {
+fn start(
+    config: &Config,
+    plan: Option<port::Plan>,
+    ready: impl FnOnce(Option<String>),
+) -> Result<u8, CliError> {
     allocator::settle();
     log_to_standard_error(config);
     // Nothing is taken from the environment's chance: paths are absolute, and new files plain.
@@ -130,7 +145,7 @@ fn start(config: &Config, ready: impl FnOnce()) -> Result<u8, CliError> {
         .enable_all()
         .build()
         .map_err(|error| CliError::new("failed to start").caused_by(&error))?;
-    let result = runtime.block_on(run(config, driver, ready));
+    let result = runtime.block_on(run(config, driver, plan, ready));
     runtime.shutdown_timeout(END_MAX);
     result.map(|()| 0)
 }
@@ -190,7 +205,8 @@ fn driver(config: &Config) -> Result<Arc<NativeDriver>, CliError> {
 async fn run(
     config: &Config,
     driver: Arc<NativeDriver>,
-    ready: impl FnOnce(),
+    plan: Option<port::Plan>,
+    ready: impl FnOnce(Option<String>),
 ) -> Result<(), CliError> {
     let mut terminate = heard(SignalKind::terminate())?;
     let mut interrupt = heard(SignalKind::interrupt())?;
@@ -202,11 +218,19 @@ async fn run(
     if let Some(idle_ms) = config.duration_ms(environment::IDLE) {
         settings.idle_default = (idle_ms > 0).then(|| Duration::from_millis(idle_ms));
     }
+    let pools = pools::configured(config)?;
+    settings.quotas = port::quotas(config);
+    settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
+    let options = port::options(config);
+    if is_off(Defence::JournalBounds) {
+        settings.journal_bytes_max = u64::MAX;
+    }
     let engine = Engine::open(settings, driver).await.map_err(|error| {
         CliError::new("failed to open the daemon's state")
             .caused_by(&error)
             .maybe_hint(error.hint())
     })?;
+    configure_pools(&engine, pools).await;
     let (listener, listening) = listen(&config.socket())?;
     let listener = tokio::net::UnixListener::from_std(listener)
         .map_err(|error| CliError::new("failed to listen").caused_by(&error))?;
@@ -224,9 +248,13 @@ async fn run(
         engine.clone(),
         heard(SignalKind::user_defined1())?,
     ));
-    ready();
-    let options = ServerOptions::new(config.state_dir());
-    pinfold_server::serve(engine.clone(), listener, options, stop).await;
+    let (tcp, url) = plan.map(port::Plan::open).transpose()?.unzip();
+    ready(url);
+    let listeners = Listeners {
+        unix: listener,
+        tcp,
+    };
+    pinfold_server::serve(engine.clone(), listeners, options, stop).await;
     drop(listening);
     engine.shut_down().await;
     Ok(())
@@ -247,6 +275,14 @@ async fn tell_usage(engine: Engine, mut asked: tokio::signal::unix::Signal) {
             "usage"
         );
     }
+}
+
+/// Keeps warm what the configuration says, in the name of the daemon's own user.
+async fn configure_pools(engine: &Engine, pools: Vec<ConfiguredPool>) {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let daemon = Caller::of_host(uid, gid, Role::Admin);
+    engine.configure_pools(&daemon, pools).await;
 }
 
 fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {

@@ -24,6 +24,10 @@ pub(crate) enum Kind {
     Count,
     /// A duration.
     Duration,
+    /// An address and a port.
+    Address,
+    /// Origins of web pages, separated by commas.
+    Origins,
     /// An isolation tier.
     Isolation,
     /// A filter for log lines.
@@ -34,6 +38,8 @@ pub(crate) enum Kind {
     AllowList,
     /// Any text.
     Text,
+    /// A list of pools.
+    Pools,
 }
 
 impl Kind {
@@ -46,6 +52,8 @@ impl Kind {
             Self::Cpus => "CPUs, as in `0.5`".to_owned(),
             Self::Count => "number".to_owned(),
             Self::Duration => "duration, as in `30s`".to_owned(),
+            Self::Address => "address and port, as in `127.0.0.1:8080`".to_owned(),
+            Self::Origins => "origins, as in `https://app.example`".to_owned(),
             Self::Isolation => "`namespace`, `gvisor` or `vm`".to_owned(),
             Self::Filter => "log level, or `module=level,…`".to_owned(),
             Self::Word(words) => format!("`{}`", words.join("`, `")),
@@ -56,6 +64,9 @@ impl Kind {
                     .to_owned()
             }
             Self::Text => "text".to_owned(),
+            Self::Pools => {
+                "list of `{name, template, spec, size}`, or `min` and `max` for `size`".to_owned()
+            }
         }
     }
 
@@ -68,6 +79,7 @@ impl Kind {
         match self {
             Self::Path if text.is_empty() => Err("an empty path".to_owned()),
             Self::Path | Self::Text => Ok(()),
+            Self::Pools => crate::pools::check(text),
             Self::Switch if matches!(text, "true" | "false") => Ok(()),
             Self::Switch => Err(format!("`{text}` is neither `true` nor `false`")),
             Self::Size => done(text.parse::<ByteSize>()),
@@ -77,6 +89,10 @@ impl Kind {
                 .map(drop)
                 .map_err(|_| format!("`{text}` is not a whole number")),
             Self::Duration => done(parse_duration_ms(text)),
+            Self::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|_| {
+                format!("`{text}` is not an address and port such as `127.0.0.1:8080`")
+            }),
+            Self::Origins => text.split(',').try_for_each(check_origin),
             Self::Isolation => parse_isolation(text).map(drop),
             Self::Filter => text
                 .parse::<tracing_subscriber::filter::Targets>()
@@ -86,6 +102,21 @@ impl Kind {
             Self::Word(words) if words.contains(&text) => Ok(()),
             Self::Word(words) => Err(format!("`{text}` is none of {}", words.join(", "))),
         }
+    }
+}
+
+/// An origin is a scheme, a host and at most a port: what a browser sends, letter by letter.
+fn check_origin(text: &str) -> Result<(), String> {
+    let text = text.trim();
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+    match host {
+        Some(host) if !host.is_empty() && host.chars().all(plain) => Ok(()),
+        _ => Err(format!(
+            "`{text}` is not an origin such as `https://app.example`"
+        )),
     }
 }
 
@@ -160,6 +191,28 @@ pub(crate) const LOG_FORMAT: &str = "log_format";
 pub(crate) const JOURNAL_SIZE: &str = "journal_size";
 /// Which host paths callers may show in sandboxes.
 pub(crate) const MOUNTS_ALLOWED: &str = "mounts_allowed";
+/// Address of the port.
+pub(crate) const LISTEN: &str = "listen";
+/// Certificates of the port.
+pub(crate) const TLS_CERT: &str = "tls_cert";
+/// Key of the port's certificate.
+pub(crate) const TLS_KEY: &str = "tls_key";
+/// Whether a port without TLS may be reached from other machines.
+pub(crate) const ALLOW_PLAIN_TCP: &str = "allow_plain_tcp";
+/// Origins whose web pages may ask at the port.
+pub(crate) const CORS_ORIGINS: &str = "cors_origins";
+/// Most sandboxes of a principal.
+pub(crate) const QUOTA_SANDBOXES: &str = "quota_sandboxes";
+/// Most CPUs of a principal.
+pub(crate) const QUOTA_CPUS: &str = "quota_cpus";
+/// Most memory of a principal.
+pub(crate) const QUOTA_MEMORY: &str = "quota_memory";
+/// Most execs of a principal at once.
+pub(crate) const QUOTA_EXECS: &str = "quota_execs";
+/// Most creations of a principal in a minute.
+pub(crate) const QUOTA_CREATIONS: &str = "quota_creations";
+/// Whether quotas hold for users of the host too.
+pub(crate) const QUOTA_USERS: &str = "quota_users";
 /// When to use colours.
 pub(crate) const COLOR: &str = "color";
 /// Image of new sandboxes.
@@ -178,6 +231,17 @@ pub(crate) const ISOLATION: &str = "isolation";
 pub(crate) const LIFETIME: &str = "lifetime";
 /// Longest idle time of new sandboxes.
 pub(crate) const IDLE: &str = "idle";
+
+/// Pools of warm sandboxes.
+pub(crate) const POOLS: &str = "pools";
+/// Warm sandboxes of the default kind.
+pub(crate) const WARM_POOL_SIZE: &str = "warm_pool_size";
+/// Whether their number follows what is claimed.
+pub(crate) const WARM_POOL_AUTOSIZE: &str = "warm_pool_autosize";
+/// Least number of them then.
+pub(crate) const WARM_POOL_MIN: &str = "warm_pool_min";
+/// Largest number of them then.
+pub(crate) const WARM_POOL_MAX: &str = "warm_pool_max";
 
 /// Every setting, in the order of the reference.
 pub(crate) const SETTINGS: &[Setting] = &[
@@ -259,6 +323,94 @@ pub(crate) const SETTINGS: &[Setting] = &[
                   rights that they have, and for admins over TCP.",
     },
     Setting {
+        key: LISTEN,
+        variable: "PINFOLD_LISTEN",
+        flag: "`serve --listen`",
+        kind: Kind::Address,
+        default: "no port; `127.0.0.1:8080` with `serve --dev`",
+        meaning: "Address and port that the daemon listens on beside its socket; for API keys only.",
+    },
+    Setting {
+        key: TLS_CERT,
+        variable: "PINFOLD_TLS_CERT",
+        flag: "",
+        kind: Kind::Path,
+        default: "no TLS",
+        meaning: "Chain of certificates of the port, in PEM; read again when it changes.",
+    },
+    Setting {
+        key: TLS_KEY,
+        variable: "PINFOLD_TLS_KEY",
+        flag: "",
+        kind: Kind::Path,
+        default: "no TLS",
+        meaning: "Private key of the first certificate, in PEM; read again when it changes.",
+    },
+    Setting {
+        key: ALLOW_PLAIN_TCP,
+        variable: "PINFOLD_ALLOW_PLAIN_TCP",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Listen without TLS where other machines reach the port.",
+    },
+    Setting {
+        key: CORS_ORIGINS,
+        variable: "PINFOLD_CORS_ORIGINS",
+        flag: "",
+        kind: Kind::Origins,
+        default: "none",
+        meaning: "Origins whose web pages may ask at the port, separated by commas.",
+    },
+    Setting {
+        key: QUOTA_SANDBOXES,
+        variable: "PINFOLD_QUOTA_SANDBOXES",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most sandboxes of one principal; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_CPUS,
+        variable: "PINFOLD_QUOTA_CPUS",
+        flag: "",
+        kind: Kind::Cpus,
+        default: "not limited",
+        meaning: "Most CPUs of all sandboxes of one principal together; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_MEMORY,
+        variable: "PINFOLD_QUOTA_MEMORY",
+        flag: "",
+        kind: Kind::Size,
+        default: "not limited",
+        meaning: "Most memory of all sandboxes of one principal together; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_EXECS,
+        variable: "PINFOLD_QUOTA_EXECS",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most execs of one principal at once; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_CREATIONS,
+        variable: "PINFOLD_QUOTA_CREATIONS",
+        flag: "",
+        kind: Kind::Count,
+        default: "not limited",
+        meaning: "Most sandboxes that one principal makes in a minute; a key can say otherwise.",
+    },
+    Setting {
+        key: QUOTA_USERS,
+        variable: "PINFOLD_QUOTA_USERS",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Hold users of the host to the quotas too, who need no key.",
+    },
+    Setting {
         key: COLOR,
         variable: "PINFOLD_COLOR",
         flag: "--color",
@@ -329,6 +481,47 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Duration,
         default: "`15m`",
         meaning: "Longest time that new sandboxes may be idle; `0` is for ever.",
+    },
+    Setting {
+        key: POOLS,
+        variable: "PINFOLD_POOLS",
+        flag: "",
+        kind: Kind::Pools,
+        default: "none",
+        meaning: "Pools of warm sandboxes that the daemon keeps; `spec` makes or changes the template, \
+                  which everybody may use.",
+    },
+    Setting {
+        key: WARM_POOL_SIZE,
+        variable: "PINFOLD_WARM_POOL_SIZE",
+        flag: "",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "Sandboxes that are kept warm for creations without a template, in the pool `default`.",
+    },
+    Setting {
+        key: WARM_POOL_AUTOSIZE,
+        variable: "PINFOLD_WARM_POOL_AUTOSIZE",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Let that number follow what is claimed.",
+    },
+    Setting {
+        key: WARM_POOL_MIN,
+        variable: "PINFOLD_WARM_POOL_MIN",
+        flag: "",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "Fewest sandboxes that are then kept warm.",
+    },
+    Setting {
+        key: WARM_POOL_MAX,
+        variable: "PINFOLD_WARM_POOL_MAX",
+        flag: "",
+        kind: Kind::Count,
+        default: "`warm_pool_size`, or 10 without it",
+        meaning: "Most sandboxes that are then kept warm.",
     },
 ];
 
@@ -470,6 +663,13 @@ mod tests {
             (ISOLATION, "vm", "box"),
             (COLOR, "never", "blue"),
             (SOCKET, "/run/x", ""),
+            (LISTEN, "[::1]:8080", "8080"),
+            (
+                CORS_ORIGINS,
+                "https://a.example, http://localhost:3000",
+                "https://a.example/",
+            ),
+            (CORS_ORIGINS, "https://a.example", "*"),
             (LOG, "pinfold_engine=debug", "a=b=c"),
             (MOUNTS_ALLOWED, "own, /srv/data:ro", "own,srv"),
             (MOUNTS_ALLOWED, "none", "own,none"),

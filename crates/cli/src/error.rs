@@ -25,6 +25,7 @@ pub(crate) struct CliError {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
+    code: Option<ErrorCode>,
     exit: u8,
     quiet: bool,
 }
@@ -36,6 +37,7 @@ impl CliError {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            code: None,
             exit: exit_code::FAILURE,
             quiet: false,
         }
@@ -123,6 +125,19 @@ impl CliError {
         self.hint.as_deref()
     }
 
+    /// Returns the failure as one line of JSON for programs: what the API says of an error, as far as
+    /// it is known here.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::json!({ "error": {
+            "code": self.code,
+            "message": self.message,
+            "causes": self.causes,
+            "hint": self.hint,
+            "exit_code": self.exit,
+        }})
+        .to_string()
+    }
+
     /// Makes a failure from what the API answered.
     pub(crate) fn of_api(code: ErrorCode, message: &str, hint: Option<String>) -> Self {
         let exit = match code {
@@ -130,9 +145,11 @@ impl CliError {
             ErrorCode::CommandNotExecutable => exit_code::NOT_EXECUTABLE,
             _ => exit_code::FAILURE,
         };
-        Self::new(message)
+        let mut told = Self::new(message)
             .maybe_hint(hint.or_else(|| own_hint(code).map(str::to_owned)))
-            .exit(exit)
+            .exit(exit);
+        told.code = Some(code);
+        told
     }
 }
 

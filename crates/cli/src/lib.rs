@@ -18,14 +18,18 @@ pub mod fuzzing;
 mod handoff;
 mod listen;
 mod output;
+mod pools;
+mod port;
 mod printer;
 mod program;
 mod request;
 mod session;
+mod shown;
 mod signals;
 mod table;
 mod tarball;
 mod terminal;
+mod usage;
 mod verb;
 mod view;
 
@@ -50,7 +54,10 @@ pub fn main() -> ExitCode {
         let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
         return pinfold_image::worker::serve(&words, &mut input, &mut output).into();
     }
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage::tell(&error),
+    };
     let printer = Printer {
         json: arguments.global.json,
         quiet: arguments.global.quiet,

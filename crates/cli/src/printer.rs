@@ -8,9 +8,13 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use anstream::ColorChoice;
 use owo_colors::OwoColorize as _;
+use pinfold_linux::weaken::{Defence, is_off};
 use serde::Serialize;
 
 use crate::error::CliError;
+
+/// Narrowest width that can be wished for.
+const WIDTH_MIN: usize = 20;
 
 /// Longest line of a table where the width of the terminal is unknown.
 const WIDTH_DEFAULT: usize = 80;
@@ -38,10 +42,20 @@ pub(crate) fn choose_color(word: Option<&str>) {
 pub(crate) fn table_width() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
-        return None;
+        // Nobody exports it by chance: whoever pipes a table and sets it wants that width.
+        return width_of(std::env::var("COLUMNS").ok().as_deref());
     }
     let width = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
     Some(if width == 0 { WIDTH_DEFAULT } else { width })
+}
+
+/// Reads a width; what is none, or too narrow for any table, is no wish.
+fn width_of(columns: Option<&str>) -> Option<usize> {
+    columns?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|width| *width >= WIDTH_MIN)
 }
 
 #[expect(clippy::unused_self, reason = "whoever prints has to hold the printer")]
@@ -105,6 +119,10 @@ impl Printer {
         if error.is_quiet() {
             return;
         }
+        if self.json {
+            say(&error.to_json());
+            return;
+        }
         let mut text = format!("{} {}", "error:".red().bold(), printable(error.message()));
         for cause in error.causes() {
             let cause = printable(cause);
@@ -141,9 +159,13 @@ pub(crate) fn output_error(error: &io::Error) -> CliError {
 
 /// Makes control characters visible: a message may hold text that a guest chose.
 pub(crate) fn printable(text: &str) -> String {
+    if is_off(Defence::Printable) {
+        return text.to_owned();
+    }
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() && character != '\n' && character != '\t' {
+        let breaks = matches!(character, '\n' | '\t');
+        if (character.is_control() && !breaks) || turns_around(character) {
             clean.extend(character.escape_default());
         } else {
             clean.push(character);
@@ -152,13 +174,32 @@ pub(crate) fn printable(text: &str) -> String {
     clean
 }
 
+/// Returns whether a character changes the order or the lines in which others are shown, so that
+/// a text reads as another.
+pub(crate) fn turns_around(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_width_that_is_none_is_no_wish() {
+        assert_eq!(width_of(Some("60")), Some(60));
+        for none in [None, Some(""), Some("0"), Some("-5"), Some("wide")] {
+            assert_eq!(width_of(none), None);
+        }
+    }
+
+    #[test]
     fn a_guests_text_cannot_drive_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\r"), "a\\u{1b}[31mb\\r");
         assert_eq!(printable("höflich\n"), "höflich\n");
+        assert_eq!(printable("\u{9b}31m"), "\\u{9b}31m");
+        assert_eq!(printable("cod.\u{202e}txt"), "cod.\\u{202e}txt");
     }
 }

@@ -82,7 +82,19 @@ pub(crate) fn command(
         return file_command(file, options.language, language);
     }
     if let Some(language) = language {
-        return interpreter(language);
+        let program = interpreter(language)?;
+        if options.interactive || options.tty {
+            return Ok(program);
+        }
+        let name = program.join(" ");
+        return Err(
+            CliError::new(format!("nothing says what `{name}` is to run"))
+                .hint(
+                    "name a file with --file, pass a program in with -i, or add -it to talk to it; \
+                 --hello runs an example",
+                )
+                .exit(2),
+        );
     }
     if options.tty {
         return Ok(vec!["/bin/sh".to_owned()]);
@@ -267,7 +279,10 @@ mod tests {
         );
         check(&none, Some(upload("a", 0o644)), None, "error");
         check(&none, None, None, "error");
-        check(&none, None, Some(Language::Python), "python3");
+        // An interpreter with nothing to read would end at once and say nothing.
+        check(&none, None, Some(Language::Python), "error");
+        let talking = options(None, false, true);
+        check(&talking, None, Some(Language::Python), "python3");
         check(
             &options(Some(Language::Golang), false, false),
             None,

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use pinfold_types::api::CreateSandboxRequest;
+use pinfold_types::api::{CreateSandboxRequest, Given};
 use pinfold_types::spec::{Deadlines, Language, Resources, SandboxSpec};
-use pinfold_types::{ByteSize, MilliCpu, MountSpec};
+use pinfold_types::{ByteSize, MilliCpu, MountSpec, SandboxName};
 
 use crate::arguments::{PlaceOptions, SandboxOptions};
 use crate::config::Config;
@@ -12,13 +12,37 @@ use crate::environment;
 use crate::error::CliError;
 use crate::program;
 
-/// Builds the request.
+/// Builds the request of a sandbox: of a template with what the options say put over it, or of the
+/// options and what is configured.
+///
+/// # Errors
+///
+/// Names the option that cannot be meant.
+pub(crate) fn of_template(
+    config: &Config,
+    template: Option<&SandboxName>,
+    options: &SandboxOptions,
+    (place, language): (&PlaceOptions, Option<Language>),
+) -> Result<CreateSandboxRequest, CliError> {
+    let Some(template) = template else {
+        return build(Some(config), options, place, language);
+    };
+    let mut request = build(None, options, place, language)?;
+    request.template = Some(template.clone());
+    request.given = Given::differences(&request.spec);
+    if options.image.is_some() {
+        request.given = request.given.with("image", request.spec.image.clone());
+    }
+    Ok(request)
+}
+
+/// Builds the request of options alone, or with what is configured.
 ///
 /// # Errors
 ///
 /// Names the option that cannot be meant.
 pub(crate) fn build(
-    config: &Config,
+    config: Option<&Config>,
     options: &SandboxOptions,
     place: &PlaceOptions,
     language: Option<Language>,
@@ -37,7 +61,7 @@ pub(crate) fn build(
         isolation: options
             .isolation
             .or_else(|| {
-                let text = config.text(environment::ISOLATION)?;
+                let text = config?.text(environment::ISOLATION)?;
                 environment::parse_isolation(text).ok()
             })
             .unwrap_or_default(),
@@ -45,11 +69,11 @@ pub(crate) fn build(
         deadlines: Deadlines {
             lifetime_ms: options
                 .lifetime
-                .or_else(|| config.duration_ms(environment::LIFETIME)),
+                .or_else(|| config?.duration_ms(environment::LIFETIME)),
             lifetime_action: options.lifetime_action,
             idle_ms: options
                 .idle
-                .or_else(|| config.duration_ms(environment::IDLE)),
+                .or_else(|| config?.duration_ms(environment::IDLE)),
             idle_action: options.idle_action,
         },
     };
@@ -58,15 +82,16 @@ pub(crate) fn build(
     Ok(CreateSandboxRequest {
         name: options.name.clone(),
         spec,
+        ..CreateSandboxRequest::default()
     })
 }
 
 /// An image that is a path is made absolute here: the daemon's directory is another one.
-fn image(config: &Config, options: &SandboxOptions) -> Result<String, CliError> {
+fn image(config: Option<&Config>, options: &SandboxOptions) -> Result<String, CliError> {
     let reference = options
         .image
         .as_deref()
-        .or_else(|| config.text(environment::IMAGE))
+        .or_else(|| config?.text(environment::IMAGE))
         .unwrap_or("host");
     let is_path = reference.contains('/') || Path::new(reference).exists();
     if reference != "host" && is_path {
@@ -75,20 +100,20 @@ fn image(config: &Config, options: &SandboxOptions) -> Result<String, CliError> 
     Ok(reference.to_owned())
 }
 
-fn resources(config: &Config, options: &SandboxOptions) -> Result<Resources, CliError> {
+fn resources(config: Option<&Config>, options: &SandboxOptions) -> Result<Resources, CliError> {
     let resources = Resources {
         cpus: options
             .cpus
-            .or_else(|| config.parsed::<MilliCpu>(environment::CPUS)),
+            .or_else(|| config?.parsed::<MilliCpu>(environment::CPUS)),
         memory: options
             .memory
-            .or_else(|| config.parsed::<ByteSize>(environment::MEMORY)),
+            .or_else(|| config?.parsed::<ByteSize>(environment::MEMORY)),
         pids: options
             .pids
-            .or_else(|| config.parsed::<u32>(environment::PIDS)),
+            .or_else(|| config?.parsed::<u32>(environment::PIDS)),
         disk: options
             .disk
-            .or_else(|| config.parsed::<ByteSize>(environment::DISK)),
+            .or_else(|| config?.parsed::<ByteSize>(environment::DISK)),
         inodes: options.inodes,
         cpu_request: options.cpu_request,
         memory_request: options.memory_request,

@@ -2,6 +2,7 @@
 //! that a hostile sandbox wrote.
 
 mod extension;
+mod notes;
 mod pack;
 mod unpack;
 

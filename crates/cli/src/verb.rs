@@ -6,8 +6,10 @@ mod copy;
 mod create;
 mod doctor;
 mod exec;
+mod key;
 mod lifecycle;
 mod logs;
+mod pool;
 mod run;
 mod show;
 mod update;
@@ -51,8 +53,11 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Report => show::report(&context).await,
         Verb::Metrics(arguments) => show::metrics(&context, &arguments).await,
         Verb::Exec(arguments) => exec::exec(&context, &arguments).await,
+        Verb::Template(verb) => pool::template(&context, &verb).await,
+        Verb::Pool(verb) => pool::pool(&context, &verb).await,
         Verb::Logs(arguments) => logs::logs(&context, &arguments).await,
         Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
+        Verb::Key(verb) => key::key(&context, &verb).await,
         Verb::Doctor(arguments) => attack::attack(&context, &arguments).await,
         Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) => {
             Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))

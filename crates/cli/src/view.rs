@@ -116,6 +116,14 @@ pub(crate) fn sandbox(sandbox: &Sandbox) -> String {
     if let Some(language) = spec.language {
         line("language", language.as_str());
     }
+    if let Some(template) = &sandbox.template {
+        let origin = sandbox.origin.as_str();
+        let text = format!("{} version {}, {origin}", template.name, template.version);
+        line("template", &text);
+    }
+    if let Some(reason) = &sandbox.cold_reason {
+        line("cold", reason);
+    }
     line("created", &sandbox.created_at);
     line("changed", &sandbox.changed_at);
     for mount in &spec.mounts {
@@ -185,15 +193,23 @@ pub(crate) fn doctor(report: &DoctorReport, width: Option<usize>) -> String {
         .iter()
         .filter(|finding| finding.status != FindingStatus::Ok && finding.fix.is_some())
         .collect();
-    for finding in fixes {
-        let _infallible = write!(
-            text,
-            "\n{} {}: {}\n{}\n",
-            "mend".bold(),
-            printable(&finding.name).bold(),
-            printable(&finding.detail),
-            indented(finding.fix.as_deref().unwrap_or_default()),
-        );
+    for (index, finding) in fixes.iter().enumerate() {
+        let told = fixes.iter().take(index);
+        if told.into_iter().any(|earlier| earlier.fix == finding.fix) {
+            continue;
+        }
+        // One command may mend many things; it stands beneath all of them, once.
+        for same in fixes.iter().filter(|same| same.fix == finding.fix) {
+            let _infallible = write!(
+                text,
+                "\n{} {}: {}",
+                "mend".bold(),
+                printable(&same.name).bold(),
+                printable(&same.detail),
+            );
+        }
+        let fix = indented(finding.fix.as_deref().unwrap_or_default());
+        let _infallible = writeln!(text, "\n{fix}");
     }
     text
 }
@@ -306,6 +322,31 @@ mod tests {
         assert!(text.contains("145/2048MiB") && text.contains("2.3%") && text.contains("2m 34s"));
         assert!(text.contains("dead: "), "{text}");
         assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_command_that_mends_two_things_is_told_once() {
+        let finding = |name: &str, fix: &str| Finding {
+            name: name.to_owned(),
+            status: FindingStatus::Missing,
+            detail: format!("no {name}"),
+            fix: Some(fix.to_owned()),
+        };
+        let report = DoctorReport {
+            findings: vec![
+                finding("memory", "delegate it"),
+                finding("ids", "add them"),
+                finding("cpu", "delegate it"),
+            ],
+            tiers: Vec::new(),
+        };
+        let text = doctor(&report, None);
+        assert_eq!(text.matches("delegate it").count(), 1, "{text}");
+        assert!(
+            text.contains("no memory") && text.contains("no cpu"),
+            "{text}"
+        );
+        assert_eq!(text.matches("mend").count(), 3, "{text}");
     }
 
     #[test]

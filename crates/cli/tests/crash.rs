@@ -36,6 +36,8 @@ const ABORT: i32 = 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Create,
+    /// A warm sandbox comes to a caller, with a limit of its own.
+    Claim,
     Exec,
     Copy,
     Pause,
@@ -73,6 +75,7 @@ fn steps(point: &str) -> &'static [Step] {
         | "engine.instance_started"
         | "launcher.prepared" => &[Step::Create, Step::Start],
         "engine.starting_written" => &[Step::Start],
+        "engine.claim_bound" | "engine.claim_intended" | "engine.claim_written" => &[Step::Claim],
         "agent.file_written" => &[Step::Copy],
         "engine.instance_paused" => &[Step::Pause],
         "engine.instance_resumed" => &[Step::Resume],
@@ -179,6 +182,15 @@ impl Yard {
             daemon.wait().unwrap();
             return promised;
         }
+        if step == Step::Claim {
+            self.world.run(["template", "create", "t"]).ok();
+            let pool = ["pool", "create", "p", "--template", "t", "--size", "1"];
+            self.world.run(pool).ok();
+            eventually("the pool to be full", || {
+                self.world.json(["pool", "list"])[0]["metrics"]["depth"] == 1
+            });
+            return promised;
+        }
         // An agent learns at its birth where it is to end.
         if step == Step::Create || point.starts_with("agent.") {
             return promised;
@@ -199,13 +211,26 @@ impl Yard {
     }
 
     fn perform(&self, step: Step, promised: &mut Promised) -> String {
-        if !promised.created && !matches!(step, Step::Create | Step::Recover | Step::Sweep) {
+        let makes = matches!(
+            step,
+            Step::Create | Step::Claim | Step::Recover | Step::Sweep
+        );
+        if !promised.created && !makes {
             let (made, said) = self.attempt(&["create", "--name", "new", "--persist"]);
             assert!(made, "{said}");
             promised.created = true;
         }
         let (done, said) = match step {
             Step::Create => self.attempt(&["create", "--name", "new", "--persist"]),
+            Step::Claim => self.attempt(&[
+                "create",
+                "--template",
+                "t",
+                "--name",
+                "new",
+                "--memory",
+                "64m",
+            ]),
             Step::Exec => self.attempt(&["exec", "new", "--", "sh", "-c", SCRIPT]),
             Step::Copy => self.send_file(),
             Step::Pause => self.attempt(&["pause", "new"]),
@@ -215,7 +240,7 @@ impl Yard {
             Step::Remove => self.attempt(&["rm", "--force", "new"]),
             Step::Recover | Step::Sweep => return String::new(),
         };
-        promised.created |= done && step == Step::Create;
+        promised.created |= done && matches!(step, Step::Create | Step::Claim);
         promised.removed |= done && step == Step::Remove;
         said
     }
@@ -265,6 +290,11 @@ impl Yard {
     fn check(&self, point: &str, step: Step, promised: &Promised) {
         let context = format!("{point} in {step:?}, {promised:?}");
         let world = &self.world;
+        if step == Step::Claim {
+            // What is still warm goes with its pool; what was half given away is gone.
+            world.run(["pool", "rm", "p"]).ok();
+            world.run(["template", "rm", "t"]).ok();
+        }
         let mut states = BTreeMap::new();
         eventually(&format!("sandboxes to rest after {context}"), || {
             states = owned::states(world);

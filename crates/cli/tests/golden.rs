@@ -106,6 +106,7 @@ fn help_of_every_verb() {
         "resume",
         "doctor",
         "serve",
+        "key",
         "config",
         "completion",
     ] {
@@ -114,10 +115,24 @@ fn help_of_every_verb() {
 }
 
 #[test]
+fn help_is_a_verb_too() {
+    let place = Place::new();
+    for verb in ["run", "cp", "config"] {
+        assert_eq!(place.run(&["help", verb]), place.run(&[verb, "--help"]));
+    }
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     let place = Place::new();
     for (name, arguments) in [
         ("usage-nothing", &[][..]),
+        ("usage-no-dashes", &["exec", "box", "ls", "-l"]),
+        (
+            "usage-timeout-of-nothing",
+            &["run", "--timeout", "0", "--", "true"],
+        ),
+        ("usage-json", &["--json", "list", "--bogus"]),
         ("usage-unknown-verb", &["fly"]),
         ("usage-unknown-flag", &["run", "--colour", "--", "true"]),
         (
@@ -285,10 +300,11 @@ fn completions_are_scripts_that_their_shells_read() {
                 .strip_prefix("exit: 0\n--- stdout\n")
                 .and_then(|rest| rest.strip_suffix("--- stderr\n"))
                 .unwrap();
-            let read = Command::new("bash")
-                .args(["-n", "-c", script])
-                .status()
-                .unwrap();
+            // One argument of a program has a limit that the script is above.
+            let place = tempfile::tempdir().unwrap();
+            let file = place.path().join("completion");
+            std::fs::write(&file, script).unwrap();
+            let read = Command::new("bash").arg("-n").arg(&file).status().unwrap();
             assert!(read.success());
         }
     }

@@ -39,6 +39,11 @@ fn errors_of_the_daemon() {
         ),
         ("daemon-name-taken", &["create", "--name", "taken"]),
         (
+            "daemon-error-json",
+            &["--json", "exec", "nobody", "--", "true"],
+        ),
+        ("daemon-language-alone", &["run", "--language", "python"]),
+        (
             "daemon-bad-image",
             &["run", "--image", "/no/such", "--", "true"],
         ),

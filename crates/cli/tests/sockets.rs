@@ -107,3 +107,60 @@ fn the_daemon_ends_politely_and_sandboxes_live_on() {
     );
     assert_ne!(world.daemon().unwrap(), pid);
 }
+
+#[test]
+fn a_daemon_that_ends_as_it_is_spoken_to_is_replaced() {
+    let world = World::new(Person::Root);
+    let listener = UnixListener::bind(world.socket()).unwrap();
+    let dying = std::thread::spawn(move || {
+        // One look whether it lives, and one connection that is cut.
+        for _ in 0..2 {
+            drop(listener.accept().unwrap());
+        }
+    });
+    assert_eq!(world.json(["list"]), serde_json::json!([]));
+    dying.join().unwrap();
+    assert!(world.daemon().is_some());
+}
+
+#[test]
+fn following_begins_before_the_first_program() {
+    let world = World::new(Person::Root);
+    world.create(&["--name", "early"]);
+    let mut following = world.spawn(["logs", "--follow", "early"]);
+    // It waits: a sandbox without programs is no end.
+    world.run(["status", "early"]).ok();
+    assert!(following.try_wait().unwrap().is_none());
+    world
+        .run(["exec", "early", "--", "sh", "-c", "echo first"])
+        .ok();
+    let output = following.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(0), &b"first\n"[..])
+    );
+    let empty = world.create(&["--name", "empty"]);
+    let following = world.spawn(["logs", "--follow", "empty"]);
+    world.run(["stop", &empty]).ok();
+    let output = following.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn a_piped_table_is_as_wide_as_was_wished() {
+    let world = World::new(Person::Root);
+    world.create(&["--name", "a-name-of-some-length", "--label", "a=b"]);
+    let list = |columns: Option<&str>| {
+        let mut command = world.pinfold(["list"]);
+        if let Some(columns) = columns {
+            command.env("COLUMNS", columns);
+        }
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let widest = |text: &str| text.lines().map(str::len).max().unwrap();
+    let free = list(None);
+    assert!(free.contains("a-name-of-some-length"));
+    let narrow = list(Some("60"));
+    assert!(widest(&narrow) < widest(&free), "{narrow}");
+    assert_eq!(list(Some("wide")), free);
+}

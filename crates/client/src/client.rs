@@ -135,7 +135,9 @@ impl Client {
     ///
     /// Returns [`ClientError`].
     pub async fn list(&self, query: &ListQuery) -> Result<SandboxList> {
-        let mut target = Target::new("/sandboxes").flag("all", query.all);
+        let mut target = Target::new("/sandboxes")
+            .flag("all", query.all)
+            .flag("warm", query.warm);
         for state in &query.states {
             target = target.with("state", state.as_str());
         }

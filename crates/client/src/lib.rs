@@ -9,7 +9,9 @@
 mod client;
 mod error;
 mod files;
+mod keys;
 mod peer;
+mod pools;
 mod query;
 mod stream;
 mod transport;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use pinfold_driver::{DriverError, DriverErrorKind, DriverKind, InstanceRecord, RECORD_BYTES_MAX};
 use pinfold_linux::cgroup::Group;
 use pinfold_types::api::Granted;
-use pinfold_types::{Resources, SandboxId, crash_point};
+use pinfold_types::{MountSpec, Resources, SandboxId, crash_point};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
@@ -57,6 +57,9 @@ pub(crate) struct Claims {
     pub(crate) granted: Granted,
     /// What was asked for, so that a change of what cannot change is seen.
     pub(crate) resources: Resources,
+    /// Host paths that came while it lived.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) mounts: Vec<MountSpec>,
 }
 
 impl Claims {

@@ -221,7 +221,7 @@ impl Driver for NativeDriver {
         Capabilities {
             tier: IsolationTier::Namespace,
             pause: has(Controller::Freezer),
-            live_mounts: false,
+            live_mounts: true,
             live_resources: limits.into_iter().any(has),
             guest_tcp: true,
             own_root: true,

@@ -7,6 +7,7 @@ use pinfold_linux::cgroup::{Cgroups, Controller, Limits};
 use pinfold_linux::disk::{self, DiskLimit};
 use pinfold_linux::launcher::LauncherIdentity;
 use pinfold_linux::launcher::plan::TmpfsLimit;
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_types::api::Granted;
 use pinfold_types::spec::IsolationTier;
 use pinfold_types::{ByteSize, Resources};
@@ -177,24 +178,25 @@ impl Host {
             ("disk", wanted.disk.map(|size| size.to_string())),
             ("inodes", wanted.inodes.map(|count| count.to_string())),
         ];
-        let how = if wanted.disk.is_none() && wanted.inodes.is_none() {
-            ""
-        } else if self.identity == LauncherIdentity::Root && self.disk_images {
-            grant.disk = DiskPlan::Image(DiskLimit {
-                bytes: wanted
-                    .disk
-                    .map_or_else(|| unnamed_bytes(wanted), |size| size.0),
-                files: wanted.inodes,
-            });
-            "image file"
-        } else {
-            grant.disk = DiskPlan::Memory(memory_disk(wanted)?);
-            grant.notes.push(
-                "the disk is kept in memory, counts to the memory limit, and is lost at a stop"
-                    .to_owned(),
-            );
-            "memory"
-        };
+        let how =
+            if is_off(Defence::DiskLimit) || (wanted.disk.is_none() && wanted.inodes.is_none()) {
+                ""
+            } else if self.identity == LauncherIdentity::Root && self.disk_images {
+                grant.disk = DiskPlan::Image(DiskLimit {
+                    bytes: wanted
+                        .disk
+                        .map_or_else(|| unnamed_bytes(wanted), |size| size.0),
+                    files: wanted.inodes,
+                });
+                "image file"
+            } else {
+                grant.disk = DiskPlan::Memory(memory_disk(wanted)?);
+                grant.notes.push(
+                    "the disk is kept in memory, counts to the memory limit, and is lost at a stop"
+                        .to_owned(),
+                );
+                "memory"
+            };
         for (name, value) in names {
             let shown = value.map_or("not limited".to_owned(), |value| format!("{value} ({how})"));
             grant.shown.insert(name.to_owned(), shown);

@@ -34,11 +34,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A sandbox whose process 1 was started by this daemon or an earlier one.
 pub(crate) struct Live {
-    inner: Arc<Inner>,
-    id: SandboxId,
-    home: Home,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) id: SandboxId,
+    pub(crate) home: Home,
     claims: Mutex<Claims>,
-    process: OwnedFd,
+    pub(crate) process: OwnedFd,
     /// Why it ended, once somebody knows better than that it did.
     ended_by: Mutex<Option<String>>,
 }
@@ -67,12 +67,12 @@ impl Live {
         process::has_ended(&self.process)
     }
 
-    fn claims(&self) -> Claims {
+    pub(crate) fn claims(&self) -> Claims {
         let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         claims.clone()
     }
 
-    fn set_claims(&self, new: Claims) {
+    pub(crate) fn set_claims(&self, new: Claims) {
         *self.claims.lock().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
@@ -80,7 +80,7 @@ impl Live {
         self.claims().group
     }
 
-    fn gone(&self) -> DriverError {
+    pub(crate) fn gone(&self) -> DriverError {
         let message = format!("the sandbox {} has ended", self.id);
         DriverError::new(DriverErrorKind::Gone, message)
     }
@@ -315,12 +315,16 @@ impl Instance for NativeInstance {
         .await
     }
 
-    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
-        Err(Live::unsupported("change mounts of a live sandbox"))
+    async fn attach(&self, mount: &HostMount) -> Result<(), DriverError> {
+        let mount = mount.clone();
+        self.blocking("mount in a sandbox", move |live| live.attach(&mount))
+            .await
     }
 
-    async fn detach(&self, _target: &str) -> Result<(), DriverError> {
-        Err(Live::unsupported("change mounts of a live sandbox"))
+    async fn detach(&self, target: &str) -> Result<(), DriverError> {
+        let target = target.to_owned();
+        self.blocking("unmount in a sandbox", move |live| live.detach(&target))
+            .await
     }
 
     async fn update(&self, resources: &Resources) -> Result<Granted, DriverError> {

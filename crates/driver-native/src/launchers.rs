@@ -14,6 +14,10 @@ use pinfold_linux::launcher::{
 use crate::claims::{Home, Ids, failed, make_private};
 use crate::config::AgentSource;
 
+/// Most bytes of what earlier launchers said that the next one adds to; a launcher says a line when
+/// its daemon has gone.
+const LOG_BYTES_MAX: u64 = 1 << 20;
+
 /// How often a launcher that ended is replaced for one request.
 const REPLACEMENTS: u32 = 1;
 
@@ -85,13 +89,18 @@ impl Launchers {
     fn log(&self) -> Result<OwnedFd, DriverError> {
         make_private(&self.native)?;
         let path = self.native.join("launcher.log");
-        fs::OpenOptions::new()
+        let opened = fs::OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&path)
-            .map(OwnedFd::from)
-            .map_err(|source| failed("open", &path, source))
+            .and_then(|log| {
+                if log.metadata()?.len() > LOG_BYTES_MAX {
+                    log.set_len(0)?;
+                }
+                Ok(OwnedFd::from(log))
+            });
+        opened.map_err(|source| failed("open", &path, source))
     }
 
     /// Returns process 1 of a live sandbox, whose outer namespace the new launcher has to enter.

@@ -16,6 +16,7 @@ mod grant;
 mod images;
 mod instance;
 mod launchers;
+mod live_mounts;
 mod probe;
 mod process;
 mod ranges;

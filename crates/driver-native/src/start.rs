@@ -189,6 +189,7 @@ impl Making<'_> {
             process: None,
             granted: self.grant.shown(ids),
             resources: self.spec.resources,
+            mounts: Vec::new(),
         };
         self.home.make()?;
         self.home.store(&claims)?;

@@ -96,6 +96,7 @@ pub(crate) fn unknown(inner: &Inner, id: &SandboxId) -> Claims {
         process: None,
         granted: pinfold_types::api::Granted::default(),
         resources: Resources::default(),
+        mounts: Vec::new(),
     }
 }
 

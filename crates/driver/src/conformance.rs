@@ -24,6 +24,8 @@ pub mod lifecycle;
 #[doc(hidden)]
 pub mod limits;
 #[doc(hidden)]
+pub mod live;
+#[doc(hidden)]
 pub mod ports;
 mod sandbox;
 mod tar;
@@ -231,6 +233,9 @@ macro_rules! conformance_suite {
             limits:
                 mounts_are_as_writable_as_named, a_missing_mount_leaves_nothing,
                 the_process_limit_holds, the_memory_limit_holds;
+            live:
+                mounts_come_and_go_while_it_lives, a_live_mount_is_no_way_out,
+                limits_change_while_it_lives;
             execs:
                 exit_codes_are_told, signals_that_end_are_told, standard_error_is_apart,
                 the_environment_is_exact, the_working_directory_is_taken, users_are_resolved,

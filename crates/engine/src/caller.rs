@@ -89,6 +89,8 @@ pub struct ListFilter {
     pub states: Vec<SandboxState>,
     /// Stopped sandboxes too.
     pub all: bool,
+    /// Instead of these, those that wait in pools; for admins.
+    pub warm: bool,
     /// Only sandboxes that carry every one of these labels.
     pub labels: BTreeMap<String, String>,
     /// Only sandboxes after this one, in the order of creation.

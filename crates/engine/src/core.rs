@@ -22,7 +22,9 @@ use crate::error::EngineError;
 use crate::journal::Limits;
 use crate::keys::Keys;
 use crate::lock::StateLock;
+use crate::pool::Pools;
 use crate::quota::{Charge, Cost, Ledger, Running};
+use crate::sandbox::Binding;
 use crate::store::{KeyRow, Store};
 
 /// Directory of the journals in the state directory.
@@ -32,6 +34,9 @@ pub(crate) const PERSIST: &str = "persist";
 
 /// Names tried before one is made distinct by a number.
 const NAME_TRIES_MAX: u32 = 32;
+
+/// Numbers tried behind a claimed sandbox's name: more than there can be sandboxes of one name.
+const NUMBERS_MAX: u32 = 10_000;
 
 /// What all sandboxes share.
 pub(crate) struct Core {
@@ -53,6 +58,7 @@ pub(crate) struct Core {
     pub(crate) lock: Mutex<Option<StateLock>>,
     /// Sandboxes whose rows cannot be read; never swept.
     pub(crate) unreadable: Vec<SandboxId>,
+    pub(crate) pools: Pools,
 }
 
 impl std::fmt::Debug for Core {
@@ -62,6 +68,12 @@ impl std::fmt::Debug for Core {
             .field("driver", &self.driver)
             .finish_non_exhaustive()
     }
+}
+
+/// Returns whether a caller may see a sandbox. One that waits in a pool is nobody's.
+fn is_visible(entry: &Entry, caller: &Caller) -> bool {
+    let view = entry.view.borrow();
+    !view.row.provenance.is_waiting() && caller.may_see(&view.row.owner)
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +131,7 @@ impl Core {
             tasks: TaskTracker::new(),
             lock: Mutex::new(Some(parts.lock)),
             unreadable: parts.unreadable,
+            pools: Pools::default(),
         })
     }
 
@@ -205,21 +218,22 @@ impl Core {
             .details(json!({ "limit": most }))
             .hint("remove some with `pinfold rm NAME`"));
         }
-        let key = (entry.owner.clone(), entry.name.clone());
-        if registry.by_name.contains_key(&key) {
+        let key = entry.key();
+        // The name may have been kept for it.
+        if registry.by_name.get(&key).is_some_and(|id| *id != entry.id) {
             return Err(EngineError::new(
                 ErrorCode::AlreadyExists,
-                format!("there is a sandbox `{}` already", entry.name),
+                format!("there is a sandbox `{}` already", key.1),
             )
-            .details(json!({ "name": entry.name }))
+            .details(json!({ "name": key.1 }))
             .hint(format!(
                 "choose another name, or remove that one with `pinfold rm {}`",
-                entry.name
+                key.1
             )));
         }
         let charge = Charge {
             sandbox: &entry.id,
-            principal: &entry.owner,
+            principal: &key.0,
             cost: Cost::of(&entry.row().spec.resources),
         };
         registry
@@ -246,9 +260,10 @@ impl Core {
         let mut registry = self.registry();
         registry.by_id.remove(&entry.id);
         registry.ledger.release(&entry.id);
-        registry
-            .by_name
-            .remove(&(entry.owner.clone(), entry.name.clone()));
+        let key = entry.key();
+        if registry.by_name.get(&key) == Some(&entry.id) {
+            registry.by_name.remove(&key);
+        }
     }
 
     /// Counts what is in memory.
@@ -272,9 +287,14 @@ impl Core {
         self.registry()
             .by_id
             .values()
-            .filter(|entry| caller.may_see(&entry.owner))
+            .filter(|entry| is_visible(entry, caller))
             .cloned()
             .collect()
+    }
+
+    /// Returns every sandbox, those that wait in pools too.
+    pub(crate) fn everyone(&self) -> Vec<Arc<Entry>> {
+        self.registry().by_id.values().cloned().collect()
     }
 
     /// Finds a sandbox by id or name. What a caller may not see is not there.
@@ -285,7 +305,7 @@ impl Core {
             return registry
                 .by_id
                 .get(&id)
-                .filter(|entry| caller.may_see(&entry.owner))
+                .filter(|entry| is_visible(entry, caller))
                 .cloned()
                 .ok_or_else(not_found);
         }
@@ -293,13 +313,14 @@ impl Core {
         let own = registry
             .by_name
             .get(&(caller.principal.clone(), name.clone()));
-        if let Some(entry) = own.and_then(|id| registry.by_id.get(id)) {
+        let own = own.and_then(|id| registry.by_id.get(id));
+        if let Some(entry) = own.filter(|entry| is_visible(entry, caller)) {
             return Ok(Arc::clone(entry));
         }
         let mut others = registry
             .by_id
             .values()
-            .filter(|entry| entry.name == name && caller.may_see(&entry.owner));
+            .filter(|entry| entry.name() == name && is_visible(entry, caller));
         match (others.next(), others.next()) {
             (Some(entry), None) => Ok(Arc::clone(entry)),
             (None, _) => Err(not_found()),
@@ -314,6 +335,97 @@ impl Core {
     /// Returns a sandbox by its id.
     pub(crate) fn by_id(&self, id: &SandboxId) -> Option<Arc<Entry>> {
         self.registry().by_id.get(id).cloned()
+    }
+
+    /// Keeps a name for a sandbox that is about to be its owner's.
+    pub(crate) fn keep_name(
+        &self,
+        owner: &Principal,
+        name: &SandboxName,
+    ) -> Result<SandboxId, EngineError> {
+        let mut registry = self.registry();
+        let key = (owner.clone(), name.clone());
+        if registry.by_name.contains_key(&key) {
+            return Err(EngineError::new(
+                ErrorCode::AlreadyExists,
+                format!("there is a sandbox `{name}` already"),
+            )
+            .details(json!({ "name": name }))
+            .hint(format!(
+                "choose another name, or remove that one with `pinfold rm {name}`"
+            )));
+        }
+        let id = SandboxId::new();
+        registry.by_name.insert(key, id.clone());
+        Ok(id)
+    }
+
+    /// Gives a name back that was kept, unless a sandbox has it by now.
+    pub(crate) fn free_kept_name(&self, owner: &Principal, name: &SandboxName, kept: &SandboxId) {
+        let mut registry = self.registry();
+        let key = (owner.clone(), name.clone());
+        if registry.by_name.get(&key) == Some(kept) && !registry.by_id.contains_key(kept) {
+            registry.by_name.remove(&key);
+        }
+    }
+
+    /// Enters a sandbox under the name that a claim gives it, and counts it for its new owner. Both
+    /// its names are its own until one is forgotten. Answers nothing when no name is free.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError`] when a quota of the new owner is used up; then nothing has changed.
+    pub(crate) fn enter_name(
+        &self,
+        entry: &Entry,
+        binding: &Binding,
+    ) -> Result<Option<SandboxName>, EngineError> {
+        let mut registry = self.registry();
+        let own = entry.key();
+        let key = |name: &SandboxName| (binding.owner.clone(), name.clone());
+        let name = match &binding.name {
+            Some((name, kept)) => {
+                Some(name.clone()).filter(|name| registry.by_name.get(&key(name)) == Some(kept))
+            }
+            // The name that it has inside, if its new owner has no other of that name.
+            None => std::iter::once(own.1.clone())
+                .chain((2..NUMBERS_MAX).filter_map(|number| own.1.numbered(number).ok()))
+                .find(|name| {
+                    let taken = registry.by_name.get(&key(name));
+                    taken.is_none_or(|id| *id == entry.id)
+                }),
+        };
+        let Some(name) = name else {
+            return Ok(None);
+        };
+        let charge = |principal, cost| Charge {
+            sandbox: &entry.id,
+            principal,
+            cost,
+        };
+        let now_ms = self.clock.now_ms();
+        let before = Cost::of(&entry.row().spec.resources);
+        let after = Cost::of(&binding.spec.resources);
+        registry.ledger.release(&entry.id);
+        let charged =
+            registry
+                .ledger
+                .charge(charge(&binding.owner, after), &binding.quotas, now_ms);
+        if let Err(error) = charged {
+            let back = charge(&own.0, before);
+            registry.ledger.charge(back, &Quotas::NONE, now_ms)?;
+            return Err(error);
+        }
+        registry.by_name.insert(key(&name), entry.id.clone());
+        Ok(Some(name))
+    }
+
+    /// Forgets one of a sandbox's names.
+    pub(crate) fn leave_name(&self, entry: &Entry, key: &(Principal, SandboxName)) {
+        let mut registry = self.registry();
+        if registry.by_name.get(key) == Some(&entry.id) {
+            registry.by_name.remove(key);
+        }
     }
 
     /// Removes what the driver keeps of one sandbox, when nothing else knows how.

@@ -25,6 +25,7 @@ pub use self::once::{OnceKey, OnceKeyError, Outcome};
 use crate::activity::Activity;
 use crate::agent;
 use crate::caller::{Caller, ListFilter};
+use crate::claim::{DEFAULT_TEMPLATE, Wanted};
 use crate::clock::Clock;
 use crate::config::EngineConfig;
 use crate::core::{Core, Held, JOURNALS, PERSIST, Parts, Seams};
@@ -32,6 +33,7 @@ use crate::entry::{Entry, Message};
 use crate::error::{EngineError, OpenError, chain};
 use crate::exec::name_prefix;
 use crate::lock::StateLock;
+use crate::pool::Provenance;
 use crate::recovery;
 use crate::sandbox::{self, GRACE_DEFAULT};
 use crate::store::{DATABASE_FILE, Once, SandboxRow, Store};
@@ -132,46 +134,87 @@ impl Engine {
         self.make(caller, request, None, progress).await
     }
 
+    /// Makes a sandbox; with an idempotency key both are written down or neither.
     async fn make(
         &self,
         caller: &Caller,
-        mut request: CreateSandboxRequest,
+        request: CreateSandboxRequest,
         once: Option<Once>,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
-        let core = &self.core;
-        core.check_open()?;
-        request.spec.check()?;
-        default_idle(&mut request.spec.deadlines, core);
-        check_deadlines(&request.spec, core)?;
-        check_tier(request.spec.isolation, core)?;
-        let rules = core.config.host_paths();
-        rules.check(caller.asker(), &request.spec).await?;
-        let entry = self.admit(caller, &request)?;
-        let create = |reply| Message::Create {
-            progress,
-            once,
-            reply,
+        self.core.check_open()?;
+        let mut wanted = match &request.template {
+            None => self.plainly(caller, request),
+            Some(name) => {
+                let template = self.find_template(caller, name.as_str())?;
+                let spec = request.given.over(&template.spec).map_err(|error| {
+                    EngineError::new(ErrorCode::InvalidArgument, error.to_string())
+                })?;
+                Wanted {
+                    name: request.name,
+                    spec,
+                    pools: self.core.pools.of_template(&template.key()),
+                    template: Some(template),
+                    said: true,
+                    once: None,
+                }
+            }
         };
-        entry.ask(create).await
+        wanted.once = once;
+        self.provide(caller, wanted, progress).await
+    }
+
+    /// Returns what a creation without a template wants: the default pool serves it when it can.
+    fn plainly(&self, caller: &Caller, request: CreateSandboxRequest) -> Wanted {
+        let template = self.find_template(caller, DEFAULT_TEMPLATE).ok();
+        let pools = template.as_ref().map_or_else(Vec::new, |template| {
+            let pools = self.core.pools.of_template(&template.key());
+            let configured = pools.into_iter().filter(|pool| pool.row().configured);
+            configured.collect()
+        });
+        Wanted {
+            name: request.name,
+            spec: request.spec,
+            template: template.filter(|_| !pools.is_empty()),
+            pools,
+            said: false,
+            once: None,
+        }
+    }
+
+    /// Checks what does not depend on where the sandbox comes from.
+    ///
+    /// Host paths are the caller's right, whoever wrote the template.
+    pub(crate) async fn check_wanted(&self, caller: &Caller, spec: &SandboxSpec) -> Result<()> {
+        spec.check()?;
+        check_deadlines(spec, &self.core)?;
+        check_tier(spec.isolation, &self.core)?;
+        let rules = self.core.config.host_paths();
+        rules.check(caller.asker(), spec).await
     }
 
     /// Gives a new sandbox its name and its task.
-    fn admit(&self, caller: &Caller, request: &CreateSandboxRequest) -> Result<Arc<Entry>> {
+    pub(crate) fn admit(
+        &self,
+        caller: &Caller,
+        wanted: &Wanted,
+        id: Option<&SandboxId>,
+        provenance: &Provenance,
+    ) -> Result<Arc<Entry>> {
         let core = &self.core;
         let now_ms = core.clock.now_ms();
         let mut tries = 0;
         loop {
-            let name = request.name.clone();
+            let name = wanted.name.clone();
             let row = SandboxRow {
-                id: SandboxId::new(),
+                id: id.cloned().unwrap_or_else(SandboxId::new),
                 name: name.unwrap_or_else(|| {
-                    core.free_name(&caller.principal, name_prefix(&request.spec))
+                    core.free_name(&caller.principal, name_prefix(&wanted.spec))
                 }),
                 owner: caller.principal.clone(),
                 state: SandboxState::Creating,
                 reason: None,
-                spec: request.spec.clone(),
+                spec: wanted.spec.clone(),
                 record: None,
                 granted: None,
                 image: None,
@@ -179,6 +222,7 @@ impl Engine {
                 changed_ms: now_ms,
                 lifetime_done: false,
                 keep_persist: false,
+                provenance: provenance.clone(),
             };
             let activity = Activity::new(core.clock);
             let (entry, messages) = Entry::new(row, None, activity, &core.closing);
@@ -189,7 +233,7 @@ impl Engine {
                 }
                 // Somebody else was given the same made-up name at the same moment.
                 Err(error)
-                    if request.name.is_none()
+                    if wanted.name.is_none()
                         && error.code == ErrorCode::AlreadyExists
                         && tries < NAME_TRIES_MAX =>
                 {
@@ -223,7 +267,12 @@ impl Engine {
         };
         let mut sandboxes = Vec::new();
         let mut next = None;
-        for entry in self.core.visible(caller) {
+        let listed = if filter.warm {
+            self.waiting(caller)?
+        } else {
+            self.core.visible(caller)
+        };
+        for entry in listed {
             let row = entry.row();
             if filter.after.as_ref().is_some_and(|after| row.id <= *after) || !wanted(filter, &row)
             {
@@ -236,6 +285,19 @@ impl Engine {
             sandboxes.push(row.shown());
         }
         Ok(SandboxList { sandboxes, next })
+    }
+
+    /// Returns the sandboxes that wait in pools, for an admin.
+    fn waiting(&self, caller: &Caller) -> Result<Vec<Arc<Entry>>> {
+        if !caller.is_admin() {
+            return Err(EngineError::new(
+                ErrorCode::PermissionDenied,
+                "only an admin may see what waits in pools",
+            ));
+        }
+        let mut waiting = self.core.everyone();
+        waiting.retain(|entry| entry.is_waiting());
+        Ok(waiting)
     }
 
     /// Starts a stopped or failed sandbox from its disk.
@@ -382,7 +444,7 @@ impl Engine {
         let core = &self.core;
         core.closing.cancel();
         core.tasks.close();
-        let entries = core.visible(&Caller::daemon());
+        let entries = core.everyone();
         let ended = async {
             core.tasks.wait().await;
             for entry in &entries {
@@ -432,7 +494,7 @@ fn wanted(filter: &ListFilter, row: &SandboxRow) -> bool {
             .all(|(name, value)| labels.get(name) == Some(value))
 }
 
-fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
+pub(crate) fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
     let available = core.driver.capabilities().tier;
     if available >= asked {
         return Ok(());
@@ -460,7 +522,7 @@ fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
 ///
 /// Where the host cannot pause there is no default: to stop or remove what nobody said anything of
 /// would be more than was asked for.
-fn default_idle(deadlines: &mut Deadlines, core: &Core) {
+pub(crate) fn default_idle(deadlines: &mut Deadlines, core: &Core) {
     let can = deadlines.idle_action != DeadlineAction::Pause || core.driver.capabilities().pause;
     let default_ms = core
         .config

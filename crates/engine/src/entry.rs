@@ -16,6 +16,7 @@ use crate::activity::{Activity, ExecLease, Lease};
 use crate::agent::Agent;
 use crate::error::EngineError;
 use crate::exec::ExecCell;
+use crate::sandbox::{Binding, Taken};
 use crate::store::{Once, SandboxRow};
 
 /// Most requests that wait for one sandbox's task. Steps take milliseconds, a polite stop ten
@@ -54,6 +55,11 @@ pub(crate) enum Message {
     Update {
         request: Box<UpdateSandboxRequest>,
         reply: Reply<Sandbox>,
+    },
+    /// Give a warm sandbox to a caller.
+    Claim {
+        binding: Box<Binding>,
+        reply: Reply<Taken>,
     },
     /// Hand out the live instance; wakes a frozen one.
     Use {
@@ -100,8 +106,6 @@ pub(crate) struct View {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
-    pub(crate) name: SandboxName,
-    pub(crate) owner: Principal,
     mailbox: mpsc::Sender<Message>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) activity: Arc<Activity>,
@@ -126,8 +130,6 @@ impl Entry {
         let (mailbox, messages) = mpsc::channel(MAILBOX_MAX);
         let entry = Self {
             id: row.id.clone(),
-            name: row.name.clone(),
-            owner: row.owner.clone(),
             mailbox,
             view: watch::Sender::new(View {
                 row: Arc::new(row),
@@ -147,6 +149,21 @@ impl Entry {
         Arc::clone(&self.view.borrow().row)
     }
 
+    /// Returns its owner and its name, which change when it is claimed.
+    pub(crate) fn key(&self) -> (Principal, SandboxName) {
+        let view = self.view.borrow();
+        (view.row.owner.clone(), view.row.name.clone())
+    }
+
+    pub(crate) fn name(&self) -> SandboxName {
+        self.view.borrow().row.name.clone()
+    }
+
+    /// Returns whether it waits in a pool, where nobody may see or use it.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.view.borrow().row.provenance.is_waiting()
+    }
+
     pub(crate) fn state(&self) -> SandboxState {
         self.view.borrow().row.state
     }
@@ -164,7 +181,7 @@ impl Entry {
                     ErrorCode::LimitExceeded,
                     format!(
                         "{MAILBOX_MAX} requests wait for sandbox `{}` already",
-                        self.name
+                        self.name()
                     ),
                 )
                 .hint("try again when the step that it is in has ended"),
@@ -187,13 +204,14 @@ impl Entry {
         if self.halt.is_cancelled() && self.state() != SandboxState::Removing {
             return EngineError::closing();
         }
+        let name = self.name();
         match self.state() {
-            SandboxState::Removing => EngineError::not_found("sandbox", self.name.as_str()),
+            SandboxState::Removing => EngineError::not_found("sandbox", name.as_str()),
             _ => EngineError::new(
                 ErrorCode::Internal,
-                format!("sandbox `{}` could not finish the request", self.name),
+                format!("sandbox `{name}` could not finish the request"),
             )
-            .hint(format!("see its state with `pinfold status {}`", self.name)),
+            .hint(format!("see its state with `pinfold status {name}`")),
         }
     }
 

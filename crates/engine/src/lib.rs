@@ -13,6 +13,7 @@ mod agent;
 mod blocking;
 mod bounds;
 mod caller;
+mod claim;
 mod clock;
 mod config;
 mod core;
@@ -27,11 +28,13 @@ mod keys;
 mod leased;
 mod lock;
 mod mounts;
+mod pool;
 mod quota;
 mod reader;
 mod recovery;
 mod sandbox;
 mod store;
+mod template;
 
 // The layers above may use this crate only, and files go straight to the agent.
 pub use pinfold_driver::agent::{
@@ -47,6 +50,7 @@ pub use error::{EngineError, OpenError};
 pub use keys::Grant;
 pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};
 pub use reader::EventReader;
+pub use template::ConfiguredPool;
 
 #[cfg(test)]
 mod tests;

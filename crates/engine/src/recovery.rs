@@ -17,6 +17,7 @@ use crate::entry::{Entry, Live};
 use crate::error::{EngineError, chain};
 use crate::exec::{ExecCell, Follower, TAG, remove_tree, spec_of_stray};
 use crate::journal::{Journal, JournalWriter};
+use crate::pool;
 use crate::sandbox;
 use crate::store::{ExecRow, SandboxRow, Stored};
 
@@ -65,7 +66,7 @@ pub(crate) async fn recover(core: &Arc<Core>, stored: Stored) -> Result<(), Engi
         }
     }
     remove_orphaned_journals(core).await;
-    Ok(())
+    pool::recover(core).await
 }
 
 fn removing(mut row: SandboxRow) -> SandboxRow {
@@ -75,7 +76,9 @@ fn removing(mut row: SandboxRow) -> SandboxRow {
 
 async fn take_over(core: &Core, mut row: SandboxRow) -> Fate {
     let was = row.state;
-    if matches!(was, SandboxState::Creating | SandboxState::Removing) {
+    // One that was being given away may hold a part of what its caller wanted, and is nobody's.
+    let half = matches!(was, SandboxState::Creating | SandboxState::Removing);
+    if half || row.provenance.is_leaving() {
         return Fate::Purge(Box::new(row));
     }
     let found = match &row.record {
@@ -253,7 +256,7 @@ async fn resume_exec(
     row: ExecRow,
 ) -> Result<(), EngineError> {
     let (journal, mut writer) = open_journal(core, &row).await?;
-    let place = core.running.enter(&entry.owner, None)?;
+    let place = core.running.enter(&entry.key().0, None)?;
     let cell = ExecCell::new(row, journal, place);
     if let Some(live) = live {
         follow(core, entry, live, (cell, writer));
@@ -342,7 +345,7 @@ async fn follow_stray(
     };
     core.store.insert_exec(&row, usize::MAX).await?;
     let (journal, writer) = open_journal(core, &row).await?;
-    let place = core.running.enter(&entry.owner, None)?;
+    let place = core.running.enter(&entry.key().0, None)?;
     let cell = ExecCell::new(row, journal, place);
     follow(core, entry, live, (cell, writer));
     Ok(())
@@ -351,7 +354,7 @@ async fn follow_stray(
 /// Removes journals of sandboxes that no row names. Persist directories are never removed so.
 async fn remove_orphaned_journals(core: &Arc<Core>) {
     let known: HashSet<SandboxId> = {
-        let registered = core.visible(&crate::caller::Caller::daemon());
+        let registered = core.everyone();
         let ids = registered.iter().map(|entry| entry.id.clone());
         ids.chain(core.unreadable.iter().cloned()).collect()
     };

@@ -1,5 +1,6 @@
 //! The one task that owns a sandbox's state. Its steps are serial, so no two of them overlap.
 
+mod claim;
 mod deadline;
 mod make;
 mod update;
@@ -22,6 +23,8 @@ use crate::entry::{Entry, Live, Message, Reply, View};
 use crate::error::{EngineError, chain};
 use crate::exec::remove_tree;
 use crate::store::SandboxRow;
+
+pub(crate) use claim::{Binding, Taken};
 
 /// Polite time of a stop that a deadline made.
 pub(crate) const GRACE_DEFAULT: Duration = Duration::from_secs(10);
@@ -137,6 +140,10 @@ impl Keeper {
             Message::Update { request, reply } => {
                 let done = self.update(&request).await;
                 self.answer_shown(reply, done);
+            }
+            Message::Claim { binding, reply } => {
+                let taken = self.claim(*binding).await;
+                answer(reply, taken);
             }
             Message::Use { reply } => {
                 let live = self.hand_out().await;
@@ -358,6 +365,7 @@ impl Keeper {
             }
         }
         self.enter_anyway(SandboxState::Failed, Some(reason)).await;
+        self.tell_pool();
     }
 
     async fn after_panic(&mut self) {

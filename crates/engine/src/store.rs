@@ -4,6 +4,7 @@
 
 mod keys;
 mod once;
+mod pools;
 mod rows;
 mod schema;
 
@@ -20,6 +21,7 @@ use crate::error::{EngineError, OpenError, chain};
 
 pub(crate) use keys::{HASH_LENGTH, KeyRow};
 pub(crate) use once::{Kept, Once};
+pub(crate) use pools::{PoolRow, StoredPools, TemplateRow};
 pub(crate) use rows::{ExecRow, Inserted, SandboxRow, Stored};
 
 /// Name of the database in the state directory.

@@ -6,6 +6,8 @@ mod execs;
 mod lifecycle;
 mod model;
 mod once;
+mod pool_model;
+mod pools;
 mod quotas;
 mod recovery;
 mod stub;
@@ -14,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pinfold_types::api::{CreateSandboxRequest, Sandbox};
-use pinfold_types::{ExecEvent, ExecSpec, Role, SandboxSpec};
+use pinfold_types::{ExecEvent, ExecSpec, Role};
 
 use self::stub::{StubDriver, World};
 use crate::clock::Clock;
@@ -48,7 +50,7 @@ async fn open_with(config: EngineConfig, world: &Arc<World>) -> Engine {
 fn named(name: &str) -> CreateSandboxRequest {
     CreateSandboxRequest {
         name: Some(name.parse().unwrap()),
-        spec: SandboxSpec::default(),
+        ..CreateSandboxRequest::default()
     }
 }
 

@@ -47,6 +47,7 @@ async fn create(engine: &Engine, name: &str, deadlines: Deadlines) {
             deadlines,
             ..SandboxSpec::default()
         },
+        ..CreateSandboxRequest::default()
     };
     engine.create(&USER, request, None).await.unwrap();
 }

@@ -72,6 +72,7 @@ async fn live(dir: &Path) {
             isolation: IsolationTier::None,
             ..SandboxSpec::default()
         },
+        ..CreateSandboxRequest::default()
     };
     engine.create(&USER, request, None).await.unwrap();
     let exec = engine

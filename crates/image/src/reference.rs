@@ -25,7 +25,7 @@ pub enum ImageRefError {
     Zstd(String),
     /// Nothing that is accepted.
     #[error(
-        "`{0}` is no image: use `host`, an existing directory, or an existing .tar, .tar.gz or .tgz file"
+        "`{0}` is neither `host`, nor an existing directory, nor an existing .tar, .tar.gz or .tgz file"
     )]
     Unknown(String),
 }

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::weaken::{Defence, is_off};
+
 /// Ids that one sandbox gets: enough for every user of an ordinary system, and for `nobody`.
 pub const RANGE_LENGTH: u32 = 65_536;
 
@@ -162,6 +164,13 @@ impl IdMaps {
     }
 }
 
+/// First of the ids that own user namespaces: above those that systems give to users and to their
+/// subordinate users, so that nobody can become one.
+const OWNERS_FIRST: u32 = 3_000_000_000;
+/// Most `inotify` instances of one sandbox: a quarter of what the kernel gives a user by default,
+/// which an ordinary user's sandboxes share with that user.
+const WATCHERS_MAX: &str = "32";
+
 /// A pair whose maps are not written yet, so that it can be made before anyone knows whose it is.
 #[derive(Debug)]
 pub struct Seed {
@@ -191,11 +200,12 @@ impl Seed {
         };
         let (answer_read, answer_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(step("make a pipe"))?;
+        let own = !is_off(Defence::WatchBounds);
         // SAFETY: the child runs `hold`, which makes system calls on plain values only, allocates
         // nothing, takes no lock and ends by `_exit`.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            hold(answer_write.as_fd());
+            hold(answer_write.as_fd(), own);
         }
         let child = Child::new(pid)?;
         drop(answer_write);
@@ -267,8 +277,9 @@ impl NamespacePair {
     }
 }
 
-/// Makes the namespaces, raises `lo`, says so, and holds them until it is killed.
-fn hold(answer: BorrowedFd<'_>) -> ! {
+/// Makes the namespaces, with bounds of their own, raises `lo`, says so, and holds them until it is
+/// killed.
+fn hold(answer: BorrowedFd<'_>, own: bool) -> ! {
     // A descriptor of the maker's that stayed open here would hide from others that it was closed.
     let kept = answer.as_raw_fd().unsigned_abs();
     for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
@@ -277,10 +288,16 @@ fn hold(answer: BorrowedFd<'_>) -> ! {
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
     }
+    if own {
+        become_owner();
+    }
     // SAFETY: a plain system call on this process alone.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
     // SAFETY: a plain system call in a process with one thread.
     let made = unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) };
+    if made == 0 && own {
+        bound_watches();
+    }
     send_answer(answer, if made == 0 { raise_loopback() } else { made });
     // Besides the signal: the parent may have ended before it was asked for.
     let mut end = libc::pollfd {
@@ -292,6 +309,35 @@ fn hold(answer: BorrowedFd<'_>) -> ! {
     unsafe { libc::poll(&raw mut end, 1, -1) };
     // SAFETY: ends the child without running anything of the parent's.
     unsafe { libc::_exit(0) }
+}
+
+/// Becomes a user that nobody else is, where this process may: what a user namespace uses of the
+/// kernel's tables is counted for its maker too, and root's own programs must not run short of it.
+fn become_owner() {
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    // SAFETY: a plain system call.
+    let number = unsafe { libc::getpid() }.unsigned_abs();
+    // Only the effective id: the others stay root's, who has to write the maps. Where it is
+    // refused, as in a namespace with few ids, the maker stays whoever it is.
+    // SAFETY: a plain system call in a process with one thread.
+    unsafe { libc::syscall(libc::SYS_setresuid, -1, OWNERS_FIRST + number, -1) };
+}
+
+/// Gives the new user namespace a bound of its own on watches of files.
+fn bound_watches() {
+    let setting = c"/proc/sys/user/max_inotify_instances";
+    // SAFETY: the path is a text that lives for ever.
+    let file = unsafe { libc::open(setting.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    // A kernel or a host without it has no such bound.
+    if file >= 0 {
+        // SAFETY: the text lives for ever and is as long as that.
+        unsafe { libc::write(file, WATCHERS_MAX.as_ptr().cast(), WATCHERS_MAX.len()) };
+        // SAFETY: the descriptor was made here and is used nowhere else.
+        unsafe { libc::close(file) };
+    }
 }
 
 /// Sends 0 or the error number of the call that gave `result`.

@@ -66,6 +66,28 @@ pub enum Defence {
     AgentSignals,
     /// That the agent's socket has no name inside.
     AgentSocket,
+    /// That no link is followed and no path leads out where the product makes and reads files.
+    Beneath,
+    /// That names in archives are checked.
+    ArchiveNames,
+    /// That a copy makes files, directories and links alone.
+    ArchiveKinds,
+    /// That a copy takes nine permission bits alone.
+    ArchiveModes,
+    /// The bounds of what is remembered of an archive.
+    ArchiveBounds,
+    /// That a file is cut at the size that its archive tells.
+    ExactLength,
+    /// That only files are opened as files, and without waiting.
+    FileKinds,
+    /// That control characters are shown and not sent to a terminal.
+    Printable,
+    /// The bound of what is kept of a program's output.
+    JournalBounds,
+    /// That a sandbox has a disk of its own.
+    DiskLimit,
+    /// That a sandbox has a bound of its own on watches of files.
+    WatchBounds,
 }
 
 #[cfg(feature = "test-weaken")]
@@ -99,6 +121,17 @@ impl Defence {
             Self::IdRange => "id_range",
             Self::AgentSignals => "agent_signals",
             Self::AgentSocket => "agent_socket",
+            Self::Beneath => "beneath",
+            Self::ArchiveNames => "archive_names",
+            Self::ArchiveKinds => "archive_kinds",
+            Self::ArchiveModes => "archive_modes",
+            Self::ArchiveBounds => "archive_bounds",
+            Self::ExactLength => "exact_length",
+            Self::FileKinds => "file_kinds",
+            Self::Printable => "printable",
+            Self::JournalBounds => "journal_bounds",
+            Self::DiskLimit => "disk_limit",
+            Self::WatchBounds => "watch_bounds",
         }
     }
 }

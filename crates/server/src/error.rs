@@ -7,7 +7,8 @@ use std::error::Error;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use pinfold_engine::{AgentError, EngineError};
 use pinfold_types::error::{Actor, ApiErrorDetail};
@@ -164,6 +165,16 @@ pub(crate) fn finish(mut response: Response, request_id: &RequestId) -> Response
     let body = ApiErrorBody {
         error: error.detail(request_id),
     };
+    let (code, details) = (body.error.code, &body.error.details);
+    if code == ErrorCode::Unauthenticated {
+        let scheme = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+    }
+    if let Some(wait_ms) = details["retry_after_ms"].as_u64() {
+        // Whole seconds only, and never too early.
+        let value = HeaderValue::from(wait_ms.div_ceil(1000));
+        response.headers_mut().insert(RETRY_AFTER, value);
+    }
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(axum::http::header::CONTENT_LENGTH);
     let mut answer = Json(body).into_response();

@@ -4,8 +4,10 @@
 //! HTTP. There is no state here but that of connections: every request becomes calls of
 //! [`pinfold_engine::Engine`].
 //!
-//! [`serve`] answers on a Unix socket that whoever starts the daemon has bound.
+//! [`serve`] answers on a Unix socket, and on a port when there is one, that whoever starts the daemon
+//! has bound. What every request passes is in `access`.
 
+mod access;
 mod body;
 mod connection;
 mod docs_page;
@@ -13,16 +15,23 @@ mod error;
 mod execs;
 mod files;
 mod fleet;
+mod keys;
+mod leash;
+mod listeners;
 mod openapi;
 mod options;
 mod peer;
+mod pools;
 mod query;
 mod request;
 mod router;
 mod sandboxes;
 mod sse;
 mod stream;
+mod tls;
 
 pub use connection::serve;
+pub use listeners::{DoorError, Listeners, TcpDoor};
 pub use openapi::openapi_document;
 pub use options::ServerOptions;
+pub use tls::{Tls, TlsError};

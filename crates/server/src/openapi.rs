@@ -186,6 +186,11 @@ fn path_parameters(path: &str) -> Vec<Value> {
                     "Id or name of a sandbox",
                     "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$".to_owned(),
                 ),
+                "key_id" => ("Id of an API key", format!("^{id}$")),
+                "name" => (
+                    "Name of a template or a pool",
+                    "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$".to_owned(),
+                ),
                 _ => ("Id or name", "^[a-z]([a-z0-9-]{0,62}[a-z0-9])?$".to_owned()),
             };
             json!({

@@ -15,6 +15,14 @@ const CONNECTIONS_MAX_DEFAULT: usize = 1024;
 /// room for three others'.
 const CONNECTIONS_PER_USER_MAX_DEFAULT: usize = 256;
 
+/// Default for [`ServerOptions::tcp_connections_max`]: ten thousand idle ones and room for work. An
+/// idle one costs a descriptor and some KiB.
+const TCP_CONNECTIONS_MAX_DEFAULT: usize = 16_384;
+
+/// Default for [`ServerOptions::tcp_connections_per_address_max`]: three quarters, since an address
+/// may be a proxy with thousands of callers, and yet must leave room for others.
+const TCP_CONNECTIONS_PER_ADDRESS_MAX_DEFAULT: usize = 12_288;
+
 /// Default for [`ServerOptions::header_read_max`]: also how long an idle connection is kept.
 const HEADER_READ_MAX_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -37,6 +45,15 @@ pub struct ServerOptions {
     /// Uid of the daemon. Root's serves every user whom the socket lets in and takes only root for
     /// an admin; a user's serves that user, as admin of what it made, and nobody else.
     pub own_uid: u32,
+    /// Main group of the daemon.
+    pub own_gid: u32,
+    /// Origins whose web pages may ask at the port; none by default.
+    pub cors_origins: Vec<String>,
+    /// Most connections of the port at once; further ones wait to be accepted. The Unix socket has
+    /// places of its own.
+    pub tcp_connections_max: usize,
+    /// Most connections of the port at once of one address; further ones are closed at once.
+    pub tcp_connections_per_address_max: usize,
     /// Longest time that running requests get when the server ends.
     pub drain_max: Duration,
     /// Most connections at once; further ones wait to be accepted.
@@ -59,6 +76,10 @@ impl ServerOptions {
         Self {
             state_dir: state_dir.into(),
             own_uid: rustix::process::geteuid().as_raw(),
+            own_gid: rustix::process::getegid().as_raw(),
+            cors_origins: Vec::new(),
+            tcp_connections_max: TCP_CONNECTIONS_MAX_DEFAULT,
+            tcp_connections_per_address_max: TCP_CONNECTIONS_PER_ADDRESS_MAX_DEFAULT,
             drain_max: DRAIN_MAX_DEFAULT,
             connections_max: CONNECTIONS_MAX_DEFAULT,
             connections_per_user_max: CONNECTIONS_PER_USER_MAX_DEFAULT,

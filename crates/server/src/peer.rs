@@ -1,6 +1,7 @@
 //! Who is on the other end of a connection, as the kernel proves it, and whether they may be.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pinfold_engine::Caller;
@@ -8,27 +9,62 @@ use pinfold_types::{ErrorCode, Principal, Role};
 use tokio::net::UnixStream;
 
 use crate::error::ApiError;
+use crate::leash::Leash;
 use crate::options::ServerOptions;
 
-/// The process at the other end of a connection.
+/// What a connection has proved before its first request.
+#[derive(Debug, Clone)]
+pub(crate) enum Door {
+    /// The kernel says which user of this host it is.
+    Local {
+        caller: Caller,
+        /// Its process id; none when it is in a pid namespace that this one does not see.
+        pid: Option<i32>,
+    },
+    /// A port that takes every program of this machine for the daemon's own user.
+    Development { caller: Caller },
+    /// A port that knows nobody: each request shows a key, and its key holds the connection.
+    Keys { leash: Leash },
+}
+
+/// The other end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    pub(crate) caller: Caller,
-    /// Its process id; none when it is in a pid namespace that this one does not see.
-    pub(crate) pid: Option<i32>,
+    pub(crate) door: Door,
     /// Why its requests are refused, when they are.
     pub(crate) refused: Option<ApiError>,
 }
 
+impl Peer {
+    pub(crate) const fn new(door: Door) -> Self {
+        Self {
+            door,
+            refused: None,
+        }
+    }
+
+    pub(crate) const fn pid(&self) -> Option<i32> {
+        match self.door {
+            Door::Local { pid, .. } => pid,
+            Door::Development { .. } | Door::Keys { .. } => None,
+        }
+    }
+}
+
 /// Reads the credentials that the peer had when it connected.
-pub(crate) fn identify(stream: &UnixStream, options: &ServerOptions) -> std::io::Result<Peer> {
+pub(crate) fn identify(
+    stream: &UnixStream,
+    options: &ServerOptions,
+) -> std::io::Result<(Principal, Peer)> {
     let credentials = stream.peer_cred()?;
     let uid = credentials.uid();
-    Ok(Peer {
-        caller: Caller::of_host(uid, credentials.gid(), role(uid, options.own_uid)),
-        pid: credentials.pid(),
+    let caller = Caller::of_host(uid, credentials.gid(), role(uid, options.own_uid));
+    let pid = credentials.pid();
+    let peer = Peer {
+        door: Door::Local { caller, pid },
         refused: refusal(uid, options.own_uid),
-    })
+    };
+    Ok((Principal::User(uid), peer))
 }
 
 /// Whom the daemon runs as is its admin.
@@ -52,21 +88,31 @@ fn refusal(uid: u32, own_uid: u32) -> Option<ApiError> {
     Some(error.hint("start a daemon of your own with `pinfold serve`"))
 }
 
-/// Counts the connections of each user.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Connections {
-    counts: Arc<Mutex<HashMap<Principal, usize>>>,
+/// Counts the connections of each user or address.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections<K> {
+    counts: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-impl Connections {
+impl<K> Default for Connections<K> {
+    fn default() -> Self {
+        Self {
+            counts: Arc::default(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Connections<K> {
     /// Counts one more; the count falls when the place is dropped.
-    pub(crate) fn enter(&self, principal: Principal) -> Place {
+    pub(crate) fn enter(&self, whose: K) -> Place<K> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(principal.clone()).or_insert(0);
+        let count = counts.entry(whose.clone()).or_insert(0);
         *count += 1;
         Place {
-            connections: self.clone(),
-            principal,
+            connections: Self {
+                counts: Arc::clone(&self.counts),
+            },
+            whose,
             number: *count,
         }
     }
@@ -74,21 +120,21 @@ impl Connections {
 
 /// One counted connection.
 #[derive(Debug)]
-pub(crate) struct Place {
-    connections: Connections,
-    principal: Principal,
+pub(crate) struct Place<K: Eq + Hash> {
+    connections: Connections<K>,
+    whose: K,
     /// How many there were with this one.
     pub(crate) number: usize,
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let counts = &self.connections.counts;
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.principal) {
+        if let Some(count) = counts.get_mut(&self.whose) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.principal);
+                counts.remove(&self.whose);
             }
         }
     }

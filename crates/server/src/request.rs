@@ -7,12 +7,11 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
 use pinfold_engine::Caller;
 use pinfold_types::id::{RequestId, looks_like_id};
-use pinfold_types::{ErrorCode, ExecId, SandboxName};
+use pinfold_types::{ErrorCode, ExecId, KeyId, SandboxName};
 use serde::de::DeserializeOwned;
 
 use crate::body;
 use crate::error::ApiError;
-use crate::peer::Peer;
 use crate::router::Api;
 
 /// Largest JSON of a request: both halves of what `execve` takes, escaped, and room for the rest.
@@ -29,11 +28,11 @@ impl FromRequestParts<Api> for Asked {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, ApiError> {
-        let missing = || ApiError::new(ErrorCode::Internal, "a request without its peer");
-        let peer = parts.extensions.get::<Peer>().ok_or_else(missing)?;
+        let missing = || ApiError::new(ErrorCode::Internal, "a request without its caller");
+        let caller = parts.extensions.get::<Caller>().ok_or_else(missing)?;
         let request_id = parts.extensions.get::<RequestId>().ok_or_else(missing)?;
         Ok(Self {
-            caller: peer.caller.clone(),
+            caller: caller.clone(),
             request_id: request_id.clone(),
         })
     }
@@ -65,6 +64,36 @@ impl FromRequestParts<Api> for ExecTarget {
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         let text = path_part(parts, api, "exec_id").await?;
+        text.parse()
+            .map(Self)
+            .map_err(|error: pinfold_types::id::IdError| ApiError::invalid(error.to_string()))
+    }
+}
+
+/// The template or pool that a path names.
+#[derive(Debug)]
+pub(crate) struct Named(pub(crate) SandboxName);
+
+impl FromRequestParts<Api> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let text = path_part(parts, api, "name").await?;
+        text.parse()
+            .map(Self)
+            .map_err(|error: pinfold_types::name::NameError| ApiError::invalid(error.to_string()))
+    }
+}
+
+/// The key that a path names.
+#[derive(Debug)]
+pub(crate) struct KeyTarget(pub(crate) KeyId);
+
+impl FromRequestParts<Api> for KeyTarget {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let text = path_part(parts, api, "key_id").await?;
         text.parse()
             .map(Self)
             .map_err(|error: pinfold_types::id::IdError| ApiError::invalid(error.to_string()))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -22,7 +22,7 @@ use crate::error::{self, ApiError};
 use crate::options::ServerOptions;
 use crate::peer::Peer;
 use crate::query::Query;
-use crate::{docs_page, execs, files, fleet, openapi, sandboxes, stream};
+use crate::{access, docs_page, execs, files, fleet, keys, openapi, pools, sandboxes, stream};
 
 /// Name of the header that tells an answer's request id.
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -76,7 +76,7 @@ pub(crate) fn router(api: Api) -> Router {
         .method_not_allowed_fallback(wrong_method)
         // Every route has a limit of its own.
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(each_request))
+        .layer(middleware::from_fn_with_state(api.clone(), each_request))
         .with_state(api)
 }
 
@@ -111,6 +111,21 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(files::make_directory))
         .routes(routes!(files::rename))
         .routes(routes!(files::pack, files::unpack))
+        .routes(routes!(pools::list_templates))
+        .routes(routes!(
+            pools::put_template,
+            pools::get_template,
+            pools::remove_template
+        ))
+        .routes(routes!(pools::create_pool, pools::list_pools))
+        .routes(routes!(
+            pools::get_pool,
+            pools::scale_pool,
+            pools::remove_pool
+        ))
+        .routes(routes!(pools::claim))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
         .routes(routes!(fleet::report))
         .routes(routes!(fleet::doctor))
         .routes(routes!(fleet::version))
@@ -131,24 +146,27 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .merge(bare)
 }
 
-/// Gives a request its id, refuses those of refused peers, finishes errors, and writes the log.
-async fn each_request(mut request: Request, next: Next) -> Response {
+/// Gives a request its id, asks the gate, finishes errors, and writes the log.
+async fn each_request(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id = RequestId::new();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>().cloned();
-    let refused = peer.as_ref().and_then(|peer| peer.refused.clone());
+    let origin = access::origin(request.headers());
     request.extensions_mut().insert(request_id.clone());
-    let refused = match refused {
-        Some(error) => Some(error),
-        None => unknown_query(&mut request).await,
-    };
-    let response = match refused {
-        Some(error) => error.into_response(),
-        None => next.run(request).await,
+    let admitted = access::admit(&api, &mut request);
+    let caller = admitted.as_ref().ok().cloned();
+    let response = match (access::preflight(&api, &request), admitted) {
+        (Some(answer), _) => answer,
+        (None, Err(error)) => error.into_response(),
+        (None, Ok(_)) => match unknown_query(&mut request).await {
+            Some(error) => error.into_response(),
+            None => next.run(request).await,
+        },
     };
     let mut response = error::finish(response, &request_id);
+    access::allow_origin(&api, origin.as_deref(), &mut response);
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
@@ -157,8 +175,9 @@ async fn each_request(mut request: Request, next: Next) -> Response {
         %method,
         path,
         status = response.status().as_u16(),
-        principal = peer.as_ref().map(|peer| tracing::field::display(&peer.caller.principal)),
-        pid = peer.as_ref().and_then(|peer| peer.pid),
+        principal = caller.as_ref().map(|caller| tracing::field::display(&caller.principal)),
+        key = caller.as_ref().and_then(|caller| caller.key.as_ref()).map(tracing::field::display),
+        pid = peer.as_ref().and_then(Peer::pid),
         elapsed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         "request"
     );

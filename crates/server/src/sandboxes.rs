@@ -219,7 +219,11 @@ pub(crate) async fn list(
 }
 
 fn list_filter(query: Option<&str>) -> Result<ListFilter, ApiError> {
-    let query = Query::read(query, &["all", "after", "limit"], &["state", "label"])?;
+    let query = Query::read(
+        query,
+        &["all", "after", "limit", "warm"],
+        &["state", "label"],
+    )?;
     let states: Result<Vec<SandboxState>, StateError> =
         query.all("state").map(str::parse).collect();
     let mut labels = BTreeMap::new();
@@ -238,6 +242,7 @@ fn list_filter(query: Option<&str>) -> Result<ListFilter, ApiError> {
     Ok(ListFilter {
         states: states.map_err(|error| ApiError::invalid(error.to_string()))?,
         all: query.flag("all")?.unwrap_or(false),
+        warm: query.flag("warm")?.unwrap_or(false),
         labels,
         after: query.parsed("after")?,
         limit: query.page_limit()?,
@@ -470,6 +475,9 @@ mod tests {
             granted: None,
             created_at: String::new(),
             changed_at: String::new(),
+            origin: pinfold_types::api::Origin::Cold,
+            template: None,
+            cold_reason: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Requests and responses of the public API under `/v1`.
 
 pub mod keys;
+mod pools;
 mod ready;
 mod update;
 mod watch;
@@ -17,6 +18,11 @@ use crate::principal::Principal;
 use crate::spec::{IsolationTier, SandboxSpec};
 use crate::state::SandboxState;
 
+pub use pools::{
+    Claim, ClaimRequest, CreatePoolRequest, Given, Origin, POOL_SIZE_MAX, Pool, PoolList,
+    PoolMetrics, PoolSize, PoolSizeError, ScalePoolRequest, Template, TemplateList,
+    TemplateRequest, TemplateUse,
+};
 pub use ready::Readiness;
 pub use update::{DeadlinesUpdate, UpdateSandboxRequest};
 pub use watch::{FileChange, FileChangeKind};
@@ -27,13 +33,24 @@ pub const PAGE_ENTRIES_MAX: usize = 1000;
 /// `POST /v1/sandboxes`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    try_from = "pools::CreateBody",
+    into = "pools::CreateBody"
+)]
 pub struct CreateSandboxRequest {
     /// The name; one is made when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<SandboxName>,
+    /// The template that it is made from; what `spec` gives is put over the template's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<SandboxName>,
     /// What it is made from.
     pub spec: SandboxSpec,
+    /// What was given of `spec`; with a template this counts, and not `spec`.
+    #[serde(skip)]
+    pub given: Given,
 }
 
 /// One sandbox as the API shows it.
@@ -60,6 +77,15 @@ pub struct Sandbox {
     pub created_at: String,
     /// RFC 3339, of the last change of state.
     pub changed_at: String,
+    /// Whether it was made for its owner or ran already.
+    #[serde(default)]
+    pub origin: Origin,
+    /// The template that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateUse>,
+    /// Why no warm one was taken, when one was looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_reason: Option<String>,
 }
 
 /// What a sandbox really got, so that nothing is silently weaker than it looks.
@@ -340,6 +366,8 @@ pub struct ListQuery {
     pub states: Vec<SandboxState>,
     /// Stopped sandboxes too.
     pub all: bool,
+    /// Instead of these, those that wait in pools; for admins.
+    pub warm: bool,
     /// Only sandboxes that carry every one of these labels.
     pub labels: BTreeMap<String, String>,
     /// Only sandboxes after this one: the `next` of the page before.

@@ -25,6 +25,11 @@ pub struct PrincipalError {
 ///
 /// Has the pattern of sandbox names, so it is never taken for a user of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct PrincipalName(String);
 
@@ -135,6 +140,7 @@ pub struct RoleError {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Sees what its principal owns and changes nothing.

@@ -95,6 +95,11 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Least and most thousandths of a CPU: the kernel's smallest quota is 1 ms in a period of 100 ms, and
+/// four million CPUs are more than any machine has.
+const MILLI_MIN: u32 = 10;
+const MILLI_MAX: u32 = 4_000_000_000;
+
 /// Thousandths of a CPU. Parses `0.5`, `2` and `250m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -114,7 +119,7 @@ impl FromStr for MilliCpu {
             number.parse::<u32>().map_err(|_| error())?
         } else {
             let cpus: f64 = text.trim().parse().map_err(|_| error())?;
-            if !cpus.is_finite() || !(0.0..=4_000_000.0).contains(&cpus) {
+            if !(0.0..=f64::from(MILLI_MAX / 1000)).contains(&cpus) {
                 return Err(error());
             }
             #[expect(
@@ -125,11 +130,9 @@ impl FromStr for MilliCpu {
             let milli = (cpus * 1000.0).round() as u32;
             milli
         };
-        // The kernel's smallest quota is 1 ms in a period of 100 ms.
-        if milli < 10 {
-            Err(error())
-        } else {
-            Ok(Self(milli))
+        match milli {
+            MILLI_MIN..=MILLI_MAX => Ok(Self(milli)),
+            _ => Err(error()),
         }
     }
 }
@@ -251,7 +254,17 @@ mod tests {
             let cpu = text.parse::<MilliCpu>().unwrap();
             assert_eq!((cpu.0, cpu.to_string().as_str()), (milli, shown));
         }
-        for bad in ["", "0", "-1", "x", "inf", "5m"] {
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "x",
+            "inf",
+            "nan",
+            "5m",
+            "4000001",
+            "4000000001m",
+        ] {
             assert!(bad.parse::<MilliCpu>().is_err(), "{bad}");
         }
     }

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use pinfold_linux::weaken::{Defence, is_off};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
@@ -154,6 +155,10 @@ impl<W: Write> Pack<'_, W> {
             .max(read_ahead.len() as u64);
         header.set_size(size);
         // What grows meanwhile is cut, and what shrinks is filled: the header has been written.
+        if is_off(Defence::ExactLength) {
+            let content = io::Cursor::new(read_ahead).chain(file);
+            return self.archive.append_data(&mut header, &path, content);
+        }
         let content = io::Cursor::new(read_ahead)
             .chain(file)
             .chain(io::repeat(0))

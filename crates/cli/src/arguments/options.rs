@@ -88,7 +88,7 @@ pub(crate) struct ProgramOptions {
     #[arg(long, conflicts_with_all = ["file", "command"])]
     pub(crate) hello: bool,
     /// End the program and all its children after this long
-    #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
+    #[arg(long, value_name = "DURATION", value_parser = some_time_ms)]
     pub(crate) timeout: Option<u64>,
     /// Pass our standard input on
     #[arg(short, long)]
@@ -117,6 +117,14 @@ pub(crate) struct PlaceOptions {
 }
 
 /// Reads a duration.
+/// Reads a duration that is not nothing.
+fn some_time_ms(text: &str) -> Result<u64, String> {
+    match duration_ms(text)? {
+        0 => Err("a program cannot end at once; leave it out for no limit".to_owned()),
+        time => Ok(time),
+    }
+}
+
 pub(super) fn duration_ms(text: &str) -> Result<u64, String> {
     parse_duration_ms(text).map_err(|error| error.to_string())
 }

@@ -9,10 +9,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use pinfold_linux::beneath::{Beneath, BeneathError, set_mode};
+use pinfold_linux::weaken::{Defence, is_off};
 use rustix::fs::Mode;
 use tar::{Archive, EntryType};
 
 use super::extension::Extension;
+use super::notes::one_line;
 use crate::handoff::{CONTENT_BYTES_MAX, Handoff};
 
 /// Most entries of one copy: ten million files, far above any source tree, end a hostile stream.
@@ -57,7 +59,7 @@ pub(crate) enum UnpackError {
     #[error("failed to read what the sandbox sent")]
     Stream(#[source] io::Error),
     /// A path leaves the destination, is absolute or too long.
-    #[error("the sandbox sent the path `{}`, which leads out of the destination", .0.display())]
+    #[error("the sandbox sent the path `{}`, which leads out of the destination", one_line(.0))]
     Outside(PathBuf),
     /// There are too many entries.
     #[error("the sandbox sent more than {ENTRIES_MAX} entries")]
@@ -66,7 +68,7 @@ pub(crate) enum UnpackError {
     #[error("failed to write on this host")]
     Host(#[source] BeneathError),
     /// Data could not be written.
-    #[error("failed to write `{}`", path.display())]
+    #[error("failed to write `{}`", one_line(path))]
     Data {
         /// The path.
         path: PathBuf,
@@ -129,8 +131,8 @@ pub(crate) fn unpack(
                 handoff.directory(&path);
                 root.mkdir_all(&path, Mode::from_raw_mode(0o700))?;
                 later_bytes += path.as_os_str().len() + size_of::<(PathBuf, u32)>();
-                if later_bytes <= LATER_BYTES_MAX {
-                    directories.push((path, sent_mode & MODE_COPIED));
+                if later_bytes <= LATER_BYTES_MAX || is_off(Defence::ArchiveBounds) {
+                    directories.push((path, mode_of(sent_mode)));
                 }
             }
             (EntryType::Regular | EntryType::Continuous, _) => {
@@ -153,10 +155,11 @@ pub(crate) fn unpack(
                     hard_link(&root, &existing, &path, handoff)?;
                 }
             }
+            (EntryType::Fifo, _) if is_off(Defence::ArchiveKinds) => make_pipe(&root, &path)?,
             _ => {
                 done.note(format!(
                     "{} is a special file and was left out",
-                    path.display()
+                    one_line(&path)
                 ));
                 continue;
             }
@@ -187,7 +190,7 @@ fn take_file(
     let decision = handoff.file(path, mode, &head);
     if decision.take {
         let mut data = head.as_slice().chain(entry);
-        let mode = decision.mode & MODE_COPIED;
+        let mode = mode_of(decision.mode);
         write_file(root, path, mode, &mut data, progress)?;
     }
     Ok(decision.take)
@@ -239,17 +242,34 @@ fn path_of(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
+fn make_pipe(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
+    Ok(root.mkfifo(path, Mode::from_raw_mode(0o600))?)
+}
+
+fn mode_of(sent: u32) -> u32 {
+    if is_off(Defence::ArchiveModes) {
+        return sent & 0o7777;
+    }
+    sent & MODE_COPIED
+}
+
 /// Puts an entry beneath the name that the copy gets; `None` for the stream's own root.
 fn placed(sent: &Path, name: &OsString) -> Result<Option<PathBuf>, UnpackError> {
     let outside = || UnpackError::Outside(sent.to_owned());
     if sent.as_os_str().len() > PATH_BYTES_MAX {
         return Err(outside());
     }
+    if is_off(Defence::ArchiveNames) && sent.is_absolute() {
+        return Ok(Some(sent.to_owned()));
+    }
     let mut parts = Vec::new();
     for component in sent.components() {
         match component {
             Component::Normal(part) => parts.push(part),
             Component::CurDir => {}
+            Component::ParentDir if is_off(Defence::ArchiveNames) => {
+                parts.push(component.as_os_str());
+            }
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
                 return Err(outside());
             }

@@ -22,11 +22,11 @@ const SPINNER_TICK: Duration = Duration::from_millis(120);
 
 /// `create`. When one of several fails, those that were made stay and are printed.
 pub(super) async fn create(context: &Context, arguments: &CreateArguments) -> Result<u8, CliError> {
-    let request = request::build(
+    let request = request::of_template(
         &context.config,
+        arguments.template.as_ref(),
         &arguments.sandbox,
-        &arguments.place,
-        arguments.language,
+        (&arguments.place, arguments.language),
     )?;
     let requests = numbered(request, arguments.count)?;
     let mut made = stream::iter(requests)

@@ -1,26 +1,39 @@
 //! `logs`: what the programs of a sandbox wrote, one after the other, or as it comes.
 
+use std::io::IsTerminal;
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use pinfold_client::{ClientError, EventRange, EventStream};
-use pinfold_types::OutputStream;
+use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_types::api::{Exec, parse_time_ms};
 use pinfold_types::exec::{EventMessage, decode_output};
+use pinfold_types::{OutputStream, SandboxState};
 
 use crate::arguments::LogsArguments;
 use crate::context::{Context, api_error};
 use crate::error::CliError;
 use crate::output::{Sink, Writer};
+use crate::shown::Shown;
 use crate::view;
+
+/// Time between two looks for the first program: nobody sees it, and the daemon hardly feels it.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// `logs`. Programs that are started while we follow are not shown.
 pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result<u8, CliError> {
-    let execs = chosen(context, arguments).await?;
+    let execs = match chosen(context, arguments).await? {
+        none if none.is_empty() && arguments.follow => first(context, arguments).await?,
+        execs => execs,
+    };
     let (writer, written) = Writer::start();
     let mut printing = Printing {
         context,
         arguments,
         sink: Sink::plain(writer),
+        stdout: guarded(&std::io::stdout(), arguments),
+        stderr: guarded(&std::io::stderr(), arguments),
     };
     let mut result = Ok(());
     // What has ended comes first and in order; what still runs is mixed as it comes.
@@ -39,10 +52,25 @@ pub(super) async fn logs(context: &Context, arguments: &LogsArguments) -> Result
         let streams = futures::future::try_join_all(opened).await;
         result = printing.all(select_all(streams.map_err(api_error)?)).await;
     }
-    printing.sink.finish().await?;
+    printing.end().await?;
     // What the writing thread met says more than that it ended.
     written.finish().await?;
     result.map(|()| 0)
+}
+
+/// Waits for the first program of a sandbox, for as long as one could come.
+async fn first(context: &Context, arguments: &LogsArguments) -> Result<Vec<Exec>, CliError> {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let sandbox = context.client.get(&arguments.target).await;
+        let state = sandbox.map_err(api_error)?.state;
+        // Looked for after the state: what ended with the sandbox is there by now.
+        let execs = chosen(context, arguments).await?;
+        let over = matches!(state, SandboxState::Stopped | SandboxState::Failed);
+        if over || !execs.is_empty() {
+            return Ok(execs);
+        }
+    }
 }
 
 async fn chosen(context: &Context, arguments: &LogsArguments) -> Result<Vec<Exec>, CliError> {
@@ -80,10 +108,18 @@ async fn open(context: &Context, exec: &Exec, follow: bool) -> Result<EventStrea
         .await
 }
 
+/// Returns what stands between a program and a terminal; nothing where nobody looks.
+fn guarded(stream: &impl IsTerminal, arguments: &LogsArguments) -> Option<Shown> {
+    let guard = stream.is_terminal() && !arguments.raw && !is_off(Defence::Printable);
+    guard.then(Shown::default)
+}
+
 struct Printing<'a> {
     context: &'a Context,
     arguments: &'a LogsArguments,
     sink: Sink,
+    stdout: Option<Shown>,
+    stderr: Option<Shown>,
 }
 
 impl Printing<'_> {
@@ -123,7 +159,29 @@ impl Printing<'_> {
         } else {
             data
         };
+        let guard = match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        };
+        let data = match guard {
+            Some(shown) => shown.take(&data),
+            None => data,
+        };
         self.sink.take(stream, data).await
+    }
+
+    async fn end(self) -> Result<(), CliError> {
+        let mut sink = self.sink;
+        for (stream, shown) in [
+            (OutputStream::Stdout, self.stdout),
+            (OutputStream::Stderr, self.stderr),
+        ] {
+            let last = shown.map(Shown::end).unwrap_or_default();
+            if !last.is_empty() {
+                sink.take(stream, last).await?;
+            }
+        }
+        sink.finish().await.map(drop)
     }
 }
 

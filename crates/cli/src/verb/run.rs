@@ -34,13 +34,16 @@ pub(super) async fn run(context: &Context, arguments: &RunArguments) -> Result<u
         let file = place.uploads.first()?;
         pinfold_types::spec::Language::of_file(&file.target)
     });
-    let mut request = request::build(
+    let mut request = request::of_template(
         &context.config,
+        arguments.template.as_ref(),
         &arguments.sandbox,
-        &arguments.place,
-        language,
+        (&arguments.place, language),
     )?;
     request.spec.volatile = !arguments.keep && !arguments.sandbox.persist;
+    if request.template.is_some() {
+        request.given = request.given.with("volatile", request.spec.volatile);
+    }
     let mut signals = Signals::listen()?;
     let sandbox = {
         let creation = create::one(context, &request);

@@ -14,6 +14,7 @@ pub(super) async fn list(context: &Context, arguments: &ListArguments) -> Result
     let query = ListQuery {
         states: arguments.state.clone(),
         all: arguments.all,
+        warm: arguments.warm,
         labels: arguments.label.iter().cloned().collect(),
         ..ListQuery::default()
     };

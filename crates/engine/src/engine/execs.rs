@@ -35,7 +35,7 @@ impl Engine {
         let entry = self.core.find(caller, target)?;
         // Before a frozen sandbox is woken for nothing.
         let most = self.core.quotas(caller).execs;
-        let place = self.core.running.enter(&entry.owner, most)?;
+        let place = self.core.running.enter(&entry.key().0, most)?;
         let (live, lease) = entry.enter().await?;
         let starting = Starting {
             core: Arc::clone(&self.core),

@@ -32,6 +32,9 @@ const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(1);
 const RETRY_TIME_MIN: Duration = Duration::from_millis(20);
 /// Longest such wait.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often in a row an agent may send what cannot be believed before nobody asks it again: an
+/// honest one never does, and a journal that was cut in the middle is whole the next time.
+const UNBELIEVED_MAX: u32 = 5;
 /// Longest time that what an ended instance had already sent may take to arrive.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,8 @@ enum Ended {
     Lost,
     /// The stream broke; a new one may go on.
     Broken,
+    /// The agent sent what no honest agent sends.
+    Unbelieved,
     /// This task must end where it stands.
     Halted,
 }
@@ -93,14 +98,18 @@ impl Follower {
 
     async fn until_end(&self, writer: &mut JournalWriter) -> Ended {
         let mut wait = RETRY_TIME_MIN;
+        let mut unbelieved = 0;
         loop {
             if self.cell.journal.exit().is_some() {
                 return Ended::Exit;
             }
             let before = self.cell.journal.next_seq();
             let ended = self.one_stream(writer).await;
-            if ended != Ended::Broken {
-                return ended;
+            match ended {
+                Ended::Broken => unbelieved = 0,
+                Ended::Unbelieved if unbelieved < UNBELIEVED_MAX => unbelieved += 1,
+                Ended::Unbelieved => return Ended::Lost,
+                Ended::Exit | Ended::Lost | Ended::Halted => return ended,
             }
             if self.cell.journal.next_seq() != before {
                 wait = RETRY_TIME_MIN;
@@ -217,8 +226,11 @@ impl Follower {
             Some(Err(error)) => {
                 tracing::debug!(exec = %self.cell.row.id, error = %chain(&error), "stream ended");
                 // An agent that does not know the exec never started it, or was told to forget it.
-                let unknown = error.code == ErrorCode::NotFound;
-                return Some(if unknown { Ended::Lost } else { Ended::Broken });
+                return Some(match error.code {
+                    ErrorCode::NotFound => Ended::Lost,
+                    ErrorCode::Internal => Ended::Unbelieved,
+                    _ => Ended::Broken,
+                });
             }
             Some(Ok(event)) => event,
         };

@@ -86,10 +86,16 @@ fn whole(bytes: &[u8]) -> Option<Decoded> {
     let (kind, rest) = payload.split_first()?;
     let (seq, rest) = rest.split_first_chunk::<8>()?;
     let (time_ms, content) = rest.split_first_chunk::<8>()?;
+    let seq = u64::from_le_bytes(*seq);
+    let kind = kind_of(*kind, content)?;
+    // One that drops nothing would make a reader stand still.
+    if matches!(kind, EventKind::Dropped { first_kept } if first_kept <= seq) {
+        return None;
+    }
     let event = ExecEvent {
-        seq: u64::from_le_bytes(*seq),
+        seq,
         time_ms: i64::from_le_bytes(*time_ms),
-        kind: kind_of(*kind, content)?,
+        kind,
     };
     Some(Decoded::Event(event, FRAME_BYTES + length))
 }

@@ -42,6 +42,10 @@ pub(super) async fn reached(due: Option<Due>) {
 impl Keeper {
     /// Returns what is due next in the present state.
     pub(super) fn next_due(&self) -> Option<Due> {
+        // Deadlines are its caller's, and count from the claim.
+        if self.row.provenance.is_waiting() {
+            return None;
+        }
         let now_ms = self.core.clock.now_ms();
         let deadlines = &self.row.spec.deadlines;
         let lifetime = deadlines

@@ -8,7 +8,7 @@ use pinfold_driver::{
     RECORD_BYTES_MAX, StartSource,
 };
 use pinfold_types::api::Sandbox;
-use pinfold_types::{ErrorCode, Principal, SandboxState, crash_point};
+use pinfold_types::{ErrorCode, MountSpec, Principal, SandboxState, crash_point};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -98,7 +98,9 @@ impl Keeper {
             image = driver.prepare(&request, progress) => image?,
         };
         crash_point!("engine.image_prepared");
-        self.make_persist().await?;
+        if !self.row.provenance.is_waiting() {
+            self.make_persist().await?;
+        }
         crash_point!("engine.persist_made");
         self.row.image = Some(image.clone());
         let (instance, agent) = tokio::select! {
@@ -172,12 +174,12 @@ impl Keeper {
         }
     }
 
-    fn host_paths(&self) -> Rules<'_> {
+    pub(super) fn host_paths(&self) -> Rules<'_> {
         self.core.config.host_paths()
     }
 
     /// Whose right to host paths the sandbox has: its owner's, whoever starts it.
-    fn asker(&self) -> Asker {
+    pub(super) fn asker(&self) -> Asker {
         match self.row.owner {
             Principal::User(uid) => Asker::User(uid),
             // An admin it was, or nothing of the host would be there to show.
@@ -193,14 +195,17 @@ impl Keeper {
         let row = &self.row;
         // Again at each start: what its owner may use is what the settings say now.
         let (paths, asker) = (self.host_paths(), self.asker());
+        // Whoever claims a warm sandbox brings what it may see of the host.
+        let own = !row.provenance.is_waiting();
+        let shown: &[MountSpec] = if own { &row.spec.mounts } else { &[] };
         let spec = InstanceSpec {
             hostname: row.name.to_string(),
             resources: row.spec.resources,
-            mounts: paths.mounts(asker, &row.spec.mounts)?,
+            mounts: paths.mounts(asker, shown)?,
             image_reach: paths.image(asker, &row.spec.image)?,
             volatile: row.spec.volatile,
             agent_tcp: row.spec.agent_tcp,
-            persist: row.spec.persist.then(|| self.core.persist(&row.id)),
+            persist: (own && row.spec.persist).then(|| self.core.persist(&row.id)),
         };
         let source = if fresh {
             StartSource::Image(image)
@@ -222,7 +227,7 @@ impl Keeper {
     }
 
     /// Takes what the driver says of an instance into the row.
-    fn note(&mut self, instance: &Arc<dyn Instance>) -> Result<(), EngineError> {
+    pub(super) fn note(&mut self, instance: &Arc<dyn Instance>) -> Result<(), EngineError> {
         let record: InstanceRecord = instance.record();
         self.ended = Some(Arc::clone(instance));
         let size = serde_json::to_vec(&record).map_or(usize::MAX, |text| text.len());

@@ -1,6 +1,6 @@
 //! Idempotency keys: what a creation that is asked for again finds.
 
-use pinfold_types::SandboxId;
+use pinfold_types::{SandboxId, SandboxState};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{Durability, Store, StoreError};
@@ -29,22 +29,26 @@ pub(crate) struct Kept {
 
 impl Once {
     /// Writes the key beside the row of its sandbox, and forgets keys that are too old.
+    ///
+    /// What is claimed warm is made already; what is new is done when its row says so.
     pub(super) fn insert(
         &self,
         transaction: &Transaction<'_>,
         sandbox: &str,
+        state: &str,
     ) -> rusqlite::Result<()> {
         transaction
             .prepare_cached("DELETE FROM once WHERE made_ms <= ?1")?
             .execute([self.now_ms.saturating_sub(KEPT_MS)])?;
         transaction
-            .prepare_cached("INSERT INTO once VALUES (?1, ?2, ?3, ?4, ?5, 0)")?
+            .prepare_cached("INSERT INTO once VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
             .execute(params![
                 self.owner,
                 self.key,
                 self.request,
                 sandbox,
-                self.now_ms
+                self.now_ms,
+                state != SandboxState::Creating.as_str()
             ])
             .map(drop)
     }

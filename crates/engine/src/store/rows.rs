@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Durability, Once, Store, StoreError};
+use crate::pool::Provenance;
 
 /// One sandbox as the database keeps it.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,8 @@ pub(crate) struct SandboxRow {
     pub(crate) lifetime_done: bool,
     /// The removal that was begun leaves the persist directory.
     pub(crate) keep_persist: bool,
+    /// Where it comes from.
+    pub(crate) provenance: Provenance,
 }
 
 impl SandboxRow {
@@ -44,11 +47,15 @@ impl SandboxRow {
             granted: self.granted.clone(),
             created_at: format_time_ms(self.created_ms),
             changed_at: format_time_ms(self.changed_ms),
+            origin: self.provenance.origin,
+            template: self.provenance.template.clone(),
+            cold_reason: self.provenance.cold_reason.clone(),
         }
     }
 
     fn durability(&self) -> Durability {
-        if self.spec.volatile {
+        // A warm sandbox is worth nothing after a power cut.
+        if self.spec.volatile || self.provenance.is_waiting() {
             Durability::Daemon
         } else {
             Durability::PowerCut
@@ -152,21 +159,31 @@ impl Store {
             once,
             "write the row of a sandbox",
             "INSERT INTO sandboxes VALUES (:id, :name, :owner, :state, :reason, :spec, :record, \
-             :granted, :image, :created_ms, :changed_ms, :lifetime_done, :keep_persist)",
+             :granted, :image, :created_ms, :changed_ms, :lifetime_done, :keep_persist, \
+             :provenance)",
         )
         .await
     }
 
     /// Writes everything that changes in a sandbox's life.
     pub(crate) async fn save(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        self.save_once(row, None).await
+    }
+
+    /// The same; with an idempotency key both are written or neither.
+    pub(crate) async fn save_once(
+        &self,
+        row: &SandboxRow,
+        once: Option<Once>,
+    ) -> Result<(), StoreError> {
         self.write_sandbox(
             row,
-            None,
+            once,
             "change the row of a sandbox",
             "UPDATE sandboxes SET name = :name, owner = :owner, state = :state, reason = :reason, \
              spec = :spec, record = :record, granted = :granted, image = :image, \
              created_ms = :created_ms, changed_ms = :changed_ms, lifetime_done = :lifetime_done, \
-             keep_persist = :keep_persist WHERE id = :id",
+             keep_persist = :keep_persist, provenance = :provenance WHERE id = :id",
         )
         .await
     }
@@ -182,6 +199,7 @@ impl Store {
         let record = optional_json(row.record.as_ref())?;
         let granted = optional_json(row.granted.as_ref())?;
         let image = optional_json(row.image.as_ref())?;
+        let provenance = serde_json::to_string(&row.provenance)?;
         let durability = row.durability();
         let row = (
             row.id.to_string(),
@@ -211,8 +229,9 @@ impl Store {
                     ":changed_ms": row.6,
                     ":lifetime_done": row.7,
                     ":keep_persist": row.8,
+                    ":provenance": provenance,
                 })?;
-            once.map_or(Ok(()), |once| once.insert(transaction, &row.0))
+            once.map_or(Ok(()), |once| once.insert(transaction, &row.0, row.3))
         })
         .await
     }
@@ -371,6 +390,8 @@ fn read_sandbox(row: &Row<'_>) -> rusqlite::Result<SandboxRow> {
         changed_ms: row.get("changed_ms")?,
         lifetime_done: row.get("lifetime_done")?,
         keep_persist: row.get("keep_persist")?,
+        // Rows of before there were templates have none.
+        provenance: json_or_null(row, "provenance")?.unwrap_or_default(),
     })
 }
 

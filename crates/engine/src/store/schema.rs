@@ -90,6 +90,32 @@ const STEPS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     "
+    ALTER TABLE sandboxes ADD COLUMN provenance TEXT;
+    CREATE TABLE templates (
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        shared INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        spec TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        changed_ms INTEGER NOT NULL,
+        PRIMARY KEY (owner, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE pools (
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        template_owner TEXT NOT NULL,
+        template_name TEXT NOT NULL,
+        fixed INTEGER NOT NULL,
+        min INTEGER NOT NULL,
+        max INTEGER NOT NULL,
+        draining INTEGER NOT NULL,
+        configured INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        PRIMARY KEY (owner, name)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
     -- Idempotency keys: a creation that is asked for again finds what the first made.
     CREATE TABLE once (
         owner TEXT NOT NULL,

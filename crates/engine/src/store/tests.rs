@@ -17,6 +17,7 @@ fn row(name: &str, uid: u32) -> SandboxRow {
         changed_ms: 2,
         lifetime_done: false,
         keep_persist: false,
+        provenance: crate::pool::Provenance::default(),
     }
 }
 

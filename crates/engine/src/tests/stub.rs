@@ -14,7 +14,8 @@ use pinfold_types::doctor::Finding;
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::spec::IsolationTier;
 use pinfold_types::{
-    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, OutputStream, Resources, SandboxId,
+    ErrorCode, EventKind, ExecEvent, ExecExit, ExecId, MountSpec, OutputStream, Resources,
+    SandboxId,
 };
 use tokio::sync::watch;
 
@@ -34,6 +35,10 @@ pub(super) struct Faults {
     pub(super) no_pause: bool,
     pub(super) no_live_resources: bool,
     pub(super) update: bool,
+    /// Live mounts fail.
+    pub(super) attach: bool,
+    /// Neither mounts nor limits change while an instance lives.
+    pub(super) nothing_live: bool,
 }
 
 /// Everything outside the engine.
@@ -99,7 +104,8 @@ impl Driver for StubDriver {
             tier: IsolationTier::Namespace,
             pause: !faults.no_pause,
             adopt: true,
-            live_resources: !faults.no_live_resources,
+            live_mounts: !faults.nothing_live,
+            live_resources: !faults.nothing_live && !faults.no_live_resources,
             ..Capabilities::default()
         }
     }
@@ -157,6 +163,13 @@ impl Driver for StubDriver {
                     paused: watch::Sender::new(false),
                     execs: Mutex::default(),
                     changes: watch::Sender::new(0),
+                    mounts: Mutex::new(
+                        spec.mounts
+                            .iter()
+                            .map(|shown| shown.mount.clone())
+                            .collect(),
+                    ),
+                    limits: Mutex::new(spec.resources),
                 })
             })
             .clone();
@@ -228,6 +241,8 @@ pub(super) struct StubInstance {
     pub(super) paused: watch::Sender<bool>,
     pub(super) execs: Mutex<HashMap<ExecId, StubExec>>,
     changes: watch::Sender<u64>,
+    pub(super) mounts: Mutex<Vec<MountSpec>>,
+    pub(super) limits: Mutex<Resources>,
 }
 
 impl StubInstance {
@@ -296,8 +311,11 @@ impl Instance for StubInstance {
         Ok(())
     }
 
-    async fn attach(&self, _mount: &HostMount) -> Result<(), DriverError> {
-        Err(DriverError::new(DriverErrorKind::Unsupported, "no"))
+    async fn attach(&self, mount: &HostMount) -> Result<(), DriverError> {
+        fault(self.world.faults().attach)?;
+        self.mounts.lock().unwrap().push(mount.mount.clone());
+        tokio::task::yield_now().await;
+        Ok(())
     }
 
     async fn detach(&self, _target: &str) -> Result<(), DriverError> {
@@ -306,13 +324,14 @@ impl Instance for StubInstance {
 
     async fn update(&self, resources: &Resources) -> Result<Granted, DriverError> {
         fault(self.world.faults().update)?;
+        *self.limits.lock().unwrap() = *resources;
+        tokio::task::yield_now().await;
         let pids = resources
             .pids
             .map(|pids| ("pids".to_owned(), pids.to_string()));
         Ok(Granted {
-            driver: "stub".to_owned(),
             limits: pids.into_iter().collect(),
-            ..Granted::default()
+            ..self.record().granted
         })
     }
 

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
+use pinfold_linux::weaken::{Defence, is_off};
+
 use super::invalid::{InvalidImage, shown};
 
 /// Most bytes of a path that the kernel takes, without its final NUL.
@@ -51,6 +53,9 @@ pub(super) fn plain_path(name: &[u8]) -> Result<PathBuf, InvalidImage> {
     };
     if name.is_empty() {
         return Err(wrong("has no name"));
+    }
+    if is_off(Defence::ArchiveNames) {
+        return Ok(PathBuf::from(OsString::from_vec(name.to_vec())));
     }
     if name.len() > NAME_BYTES_MAX {
         return Err(wrong("has a name that is too long"));

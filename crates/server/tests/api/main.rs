@@ -12,6 +12,7 @@ mod events;
 mod execs;
 mod files;
 mod openapi;
+mod port;
 mod reference;
 mod requests;
 mod server;

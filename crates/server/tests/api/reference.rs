@@ -65,34 +65,41 @@ fn the_errors_page_lists_every_code() {
     );
 }
 
+/// Returns the method and a path of every route of the page.
+pub(crate) fn routes() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(page("api.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let routes = rows.filter_map(|line| line.split('`').nth(1)?.split_once(' '));
+    routes
+        .map(|(method, target)| {
+            let method = if method == "WS" { "GET" } else { method };
+            let target = target
+                .replace("{id}", "nobody")
+                .replace("{exec_id}", "x0000000000000000000")
+                .replace("{key_id}", "k0000000000000000000");
+            let target = target.split('?').next().unwrap();
+            (method.to_owned(), target.to_owned())
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn every_route_of_the_api_page_is_there() {
     let server = Server::start().await;
     let text = std::fs::read_to_string(page("api.md")).unwrap();
-    let mut routes = 0;
-    for line in text.lines().filter(|line| line.starts_with("| `")) {
-        let Some(route) = line.split('`').nth(1) else {
-            continue;
-        };
-        let Some((method, target)) = route.split_once(' ') else {
-            continue;
-        };
-        routes += 1;
-        let method = if method == "WS" { "GET" } else { method };
-        let target = target
-            .replace("{id}", "nobody")
-            .replace("{exec_id}", "x0000000000000000000");
-        let target = target.split('?').next().unwrap();
-        let answer = server.ask(method, target).await;
+    let mut routes_known = 0;
+    for (method, target) in routes() {
+        routes_known += 1;
+        let answer = server.ask(&method, &target).await;
         let missing = answer.status == 405 || {
             answer.status == 404
                 && answer.json()["error"]["message"]
                     .as_str()
                     .is_some_and(|message| message.contains("no route"))
         };
-        assert!(!missing, "{route}: {answer:?}");
+        assert!(!missing, "{method} {target}: {answer:?}");
     }
-    assert!(routes >= 30, "{routes}");
+    assert!(routes_known >= 30, "{routes_known}");
     for code in text.split('`').filter(|part| {
         part.contains('_') && part.chars().all(|c| c.is_ascii_lowercase() || c == '_')
     }) {
@@ -100,6 +107,8 @@ async fn every_route_of_the_api_page_is_there() {
             "exec_id",
             "from_seq",
             "keep_persist",
+            "key_id",
+            "retry_after_ms",
             "missing_ok",
             "timeout_ms",
         ];

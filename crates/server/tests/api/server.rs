@@ -1,5 +1,6 @@
 //! A server in this process, and what tests ask of it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use pinfold_client::Client;
 use pinfold_driver::fake::{FakeDriver, agent_binary};
 use pinfold_engine::{Caller, Engine, EngineConfig};
-use pinfold_server::ServerOptions;
+use pinfold_server::{Listeners, ServerOptions, TcpDoor};
 use pinfold_types::Role;
 use pinfold_types::api::{CreateSandboxRequest, ExecRequest, Sandbox};
 use pinfold_types::spec::IsolationTier;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) socket: PathBuf,
+    address: Option<SocketAddr>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) task: JoinHandle<()>,
     engine: Engine,
@@ -36,7 +38,22 @@ impl Server {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Self {
-        Self::run(PathBuf::from("/nonexistent"), change).await
+        Self::run(PathBuf::from("/nonexistent"), change, None).await
+    }
+
+    /// Starts such a server that has a port too.
+    pub(crate) async fn start_at(
+        door: impl FnOnce(TcpListener) -> TcpDoor,
+        change: impl FnOnce(&mut ServerOptions),
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::run(PathBuf::from("/nonexistent"), change, Some(door(listener))).await
+    }
+
+    /// Starts a server that can make sandboxes and has a port.
+    pub(crate) async fn with_agent_at(door: impl FnOnce(TcpListener) -> TcpDoor) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::run(agent(), |_| {}, Some(door(listener))).await
     }
 
     /// Starts a server that can make sandboxes.
@@ -45,12 +62,14 @@ impl Server {
     }
 
     pub(crate) async fn with_agent_and(change: impl FnOnce(&mut ServerOptions)) -> Self {
-        let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let agent = agent_binary(scratch).expect("the agent builds");
-        Self::run(agent, change).await
+        Self::run(agent(), change, None).await
     }
 
-    async fn run(agent: PathBuf, change: impl FnOnce(&mut ServerOptions)) -> Self {
+    async fn run(
+        agent: PathBuf,
+        change: impl FnOnce(&mut ServerOptions),
+        tcp: Option<TcpDoor>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::create_dir(path("driver")).unwrap();
@@ -62,21 +81,31 @@ impl Server {
         let listener = UnixListener::bind(&socket).unwrap();
         let mut options = ServerOptions::new(path("state"));
         change(&mut options);
+        let address = tcp.as_ref().map(TcpDoor::address);
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(pinfold_server::serve(
             engine.clone(),
-            listener,
+            Listeners {
+                unix: listener,
+                tcp,
+            },
             options,
             shutdown.clone(),
         ));
         Self {
             client: Client::connect(&socket).await.unwrap(),
             socket,
+            address,
             shutdown,
             task,
             engine,
             _directory: directory,
         }
+    }
+
+    /// Returns where its port is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address.expect("the server has a port")
     }
 
     /// Returns the engine behind the server.
@@ -144,6 +173,11 @@ impl Server {
     }
 }
 
+fn agent() -> PathBuf {
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    agent_binary(scratch).expect("the agent builds")
+}
+
 /// What came back, as text.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -154,7 +188,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Reads until the server closes.
-    pub(crate) async fn read(mut stream: UnixStream) -> Self {
+    pub(crate) async fn read(mut stream: impl AsyncRead + Unpin) -> Self {
         let mut bytes = Vec::new();
         within(stream.read_to_end(&mut bytes)).await.unwrap();
         let end = bytes

@@ -35,6 +35,11 @@ impl Bait {
         Ok(bait)
     }
 
+    /// Where everything is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The directory that is shared with sandboxes, for reading.
     pub(super) fn share(&self) -> PathBuf {
         self.directory.join("share")
