@@ -201,6 +201,7 @@ fn line(line: &CreateLine) -> Bytes {
         ("state" = Option<Vec<SandboxState>>, Query, description = "Only these states; may stand several times"),
         ("label" = Option<Vec<String>>, Query, description = "Only those with this label, as NAME=VALUE; may stand several times"),
         ("all" = Option<bool>, Query, description = "Stopped ones too"),
+        ("warm" = Option<bool>, Query, description = "Those that wait in pools instead, for admins"),
         ("after" = Option<SandboxId>, Query, description = "The `next` of the page before"),
         ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
     ),

@@ -14,7 +14,6 @@ const CHANGE: Need = Role::User;
 /// Each method and path of the router with what it needs.
 ///
 /// Files need more than a viewer: reading one wakes a sandbox, and may show secrets.
-/// Watching a directory wakes it too, but tells names alone.
 const ROUTES: &[(&str, &str, Need)] = &[
     ("GET", "/v1/health", READ),
     ("GET", "/v1/ready", READ),
@@ -60,7 +59,7 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("DELETE", "/v1/sandboxes/{id}/files", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/stat", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/list", CHANGE),
-    ("GET", "/v1/sandboxes/{id}/files/watch", READ),
+    ("GET", "/v1/sandboxes/{id}/files/watch", CHANGE),
     ("POST", "/v1/sandboxes/{id}/files/mkdir", CHANGE),
     ("POST", "/v1/sandboxes/{id}/files/rename", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/tar", CHANGE),

@@ -111,6 +111,8 @@ async fn every_route_of_the_api_page_is_there() {
             "retry_after_ms",
             "missing_ok",
             "timeout_ms",
+            "waited_ms",
+            "cold_reason",
         ];
         let known = ErrorCode::ALL.iter().any(|known| known.as_str() == code);
         assert!(known || fields.contains(&code), "{code}");
