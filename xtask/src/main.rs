@@ -48,6 +48,8 @@ enum Task {
     Fuzz(fuzz::FuzzArguments),
     /// Write the stubs of the agent's services from their contract (needs protoc)
     Codegen,
+    /// Write openapi/pinfold.json and the reference pages from the code
+    Openapi,
     /// Build the reference documentation, with warnings as errors
     Docs,
 }
@@ -84,6 +86,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Tidy => tidy::check(&root),
         Task::Fuzz(arguments) => fuzz::run(&root, &arguments),
         Task::Codegen => codegen::write(&root),
+        Task::Openapi => openapi(&root),
         Task::Docs => docs(&root),
     }
 }
@@ -112,6 +115,22 @@ fn test(root: &Path) -> Result<()> {
         .env("PINFOLD_FIXTURES", &fixtures)
         .env("PINFOLD_ATTACK_BIN", &attackers.program)
         .env("PINFOLD_WEAK_AGENT", &attackers.weak_agent)
+        .current_dir(root))
+}
+
+/// Lets the tests that compare what is generated write it instead.
+fn openapi(root: &Path) -> Result<()> {
+    run(Command::new("cargo")
+        .args([
+            "test",
+            "--package",
+            "pinfold-server",
+            "--all-features",
+            "--locked",
+            "--quiet",
+        ])
+        .args(["--test", "api", "--", "reference", "openapi"])
+        .env("PINFOLD_UPDATE_REFERENCE", "1")
         .current_dir(root))
 }
 

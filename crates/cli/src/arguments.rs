@@ -3,6 +3,7 @@
 mod key;
 mod options;
 mod pools;
+mod update;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use pinfold_types::{ExecId, SandboxName, SandboxState};
 pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
 pub(crate) use pools::{PoolVerb, SizeOptions, TemplateCreateArguments, TemplateVerb};
+pub(crate) use update::UpdateArguments;
 
 use crate::environment;
 
@@ -93,6 +95,8 @@ pub(crate) enum Verb {
     Run(RunArguments),
     /// Create sandboxes and print their names
     Create(CreateArguments),
+    /// Change sandboxes that exist, also while they run
+    Update(UpdateArguments),
     /// Start stopped sandboxes
     Start(Targets),
     /// Stop sandboxes and keep their disks

@@ -215,6 +215,9 @@ async fn run(
         settings.journal_bytes_max = size.0;
     }
     settings.mounts_allowed = config.mounts_allowed();
+    if let Some(idle_ms) = config.duration_ms(environment::IDLE) {
+        settings.idle_default = (idle_ms > 0).then(|| Duration::from_millis(idle_ms));
+    }
     let pools = pools::configured(config)?;
     settings.quotas = port::quotas(config);
     settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");

@@ -479,8 +479,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         variable: "PINFOLD_IDLE",
         flag: "`run --idle`",
         kind: Kind::Duration,
-        default: "for ever",
-        meaning: "Longest time that new sandboxes may be idle.",
+        default: "`15m`",
+        meaning: "Longest time that new sandboxes may be idle; `0` is for ever.",
     },
     Setting {
         key: POOLS,

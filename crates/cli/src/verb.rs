@@ -12,6 +12,7 @@ mod logs;
 mod pool;
 mod run;
 mod show;
+mod update;
 
 use crate::arguments::Verb;
 use crate::autostart;
@@ -41,6 +42,7 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
     match verb {
         Verb::Run(arguments) => run::run(&context, &arguments).await,
         Verb::Create(arguments) => create::create(&context, &arguments).await,
+        Verb::Update(arguments) => update::update(&context, &arguments).await,
         Verb::Start(targets) => lifecycle::start(&context, &targets).await,
         Verb::Stop(arguments) => lifecycle::stop(&context, &arguments).await,
         Verb::Rm(arguments) => lifecycle::remove(&context, &arguments).await,

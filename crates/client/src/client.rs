@@ -11,7 +11,7 @@ use pinfold_types::ExecId;
 use pinfold_types::api::{
     CreateLine, CreateSandboxRequest, DoctorReport, Exec, ExecList, ExecRequest, ExecResult,
     Health, ListQuery, Metrics, Removed, Report, Sandbox, SandboxList, SignalRequest, StopRequest,
-    Version,
+    UpdateSandboxRequest, Version,
 };
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::frame::FRAME_BYTES_MAX;
@@ -204,6 +204,19 @@ impl Client {
         self.transport.fetch(call).await
     }
 
+    /// Changes labels, environment, deadlines and limits of a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ClientError`].
+    pub async fn update(&self, sandbox: &str, request: &UpdateSandboxRequest) -> Result<Sandbox> {
+        let target = Target::sandbox(sandbox, "");
+        let call = Call::new(Method::PATCH, &target)
+            .json(request)?
+            .within(LIFECYCLE_MAX);
+        self.transport.fetch(call).await
+    }
+
     /// Freezes a sandbox in memory.
     ///
     /// # Errors
@@ -270,13 +283,40 @@ impl Client {
         self.transport.fetch(call).await
     }
 
-    /// Lists the execs of a sandbox, newest last.
+    /// Lists every exec of a sandbox, newest last.
     ///
     /// # Errors
     ///
     /// Returns [`ClientError`].
     pub async fn execs(&self, sandbox: &str) -> Result<ExecList> {
-        self.get_json(&Target::sandbox(sandbox, "/execs")).await
+        let mut all = ExecList {
+            execs: Vec::new(),
+            next: None,
+        };
+        for _ in 0..LIST_PAGES_MAX {
+            let mut target = Target::sandbox(sandbox, "/execs");
+            if let Some(after) = &all.next {
+                target = target.with("after", after.as_str());
+            }
+            let mut page: ExecList = self.get_json(&target).await?;
+            all.execs.append(&mut page.execs);
+            all.next = page.next;
+            if all.next.is_none() {
+                return Ok(all);
+            }
+        }
+        Err(ClientError::protocol("the list has no end"))
+    }
+
+    /// Forgets an exec with its output; kills it first when it runs.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ClientError`].
+    pub async fn exec_remove(&self, sandbox: &str, exec_id: &ExecId) -> Result<()> {
+        let target = exec_target(sandbox, exec_id, "");
+        let call = Call::new(Method::DELETE, &target);
+        self.transport.send(call).await.map(drop)
     }
 
     /// Returns an exec.

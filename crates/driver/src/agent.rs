@@ -557,23 +557,32 @@ impl AgentClient {
 
     /// Watches a directory. What changes after the stream was opened is seen; open it by polling.
     pub fn watch(&self, path: &str, recursive: bool) -> WatchStream {
-        let client = self.clone();
+        let (client, path) = (self.clone(), path.to_owned());
+        let opened = async move { client.open_watch(&path, recursive).await };
+        Box::pin(opened.try_flatten_stream())
+    }
+
+    /// Watches a directory. What changes after this has returned is seen.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`AgentError`] when the agent does not answer; what it refuses, such as a directory
+    /// that is not there, may also be the stream's first item.
+    pub async fn open_watch(&self, path: &str, recursive: bool) -> Result<WatchStream, AgentError> {
         let request = v1::WatchRequest {
             path: path.to_owned(),
             recursive,
             ..v1::WatchRequest::default()
         };
-        let opened = async move {
-            let stream = bounded(
-                "watch",
-                STREAM_TIME_MAX,
-                Box::pin(async { client.file().watch(request).await }),
-            )
-            .await?;
-            Ok(journal::messages(stream, Pace::Any)
-                .and_then(|event: v1::WatchEvent| futures::future::ready(answer::watch(event))))
-        };
-        Box::pin(opened.try_flatten_stream())
+        let stream = bounded(
+            "watch",
+            STREAM_TIME_MAX,
+            Box::pin(async { self.file().watch(request).await }),
+        )
+        .await?;
+        let events = journal::messages(stream, Pace::Any)
+            .and_then(|event: v1::WatchEvent| futures::future::ready(answer::watch(event)));
+        Ok(Box::pin(events))
     }
 
     /// Streams a tar archive of a path.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pinfold_types::{KeyId, Principal, Role, SandboxId, SandboxState};
+use pinfold_types::{ExecId, KeyId, Principal, Role, SandboxId, SandboxState};
 
 use crate::mounts::Asker;
 
@@ -95,6 +95,17 @@ pub struct ListFilter {
     pub labels: BTreeMap<String, String>,
     /// Only sandboxes after this one, in the order of creation.
     pub after: Option<SandboxId>,
+    /// Most entries of the answer; 0 means as many as a page may hold.
+    pub limit: usize,
+}
+
+/// Which execs of a sandbox a list shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecFilter {
+    /// Only those that run, or only those that have ended.
+    pub running: Option<bool>,
+    /// Only execs after this one, in the order of their start.
+    pub after: Option<ExecId>,
     /// Most entries of the answer; 0 means as many as a page may hold.
     pub limit: usize,
 }

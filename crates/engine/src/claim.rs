@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::caller::Caller;
-use crate::engine::Engine;
+use crate::engine::{Engine, default_idle};
 use crate::entry::Message;
 use crate::error::EngineError;
 use crate::pool::{Pool, Provenance};
 use crate::sandbox::{Binding, Taken};
-use crate::store::TemplateRow;
+use crate::store::{Once, TemplateRow};
 
 type Result<T, E = EngineError> = std::result::Result<T, E>;
 
@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(crate) pools: Vec<Arc<Pool>>,
     /// Sandboxes that are started cold say why.
     pub(crate) said: bool,
+    /// The idempotency key that it is asked for with.
+    pub(crate) once: Option<Once>,
 }
 
 /// A name that is kept for a sandbox until it has it.
@@ -84,6 +86,7 @@ impl Engine {
             template: Some(template),
             pools,
             said: true,
+            once: None,
         };
         let sandbox = self.provide(caller, wanted, None).await?;
         Ok(Claim {
@@ -98,9 +101,10 @@ impl Engine {
     pub(crate) async fn provide(
         &self,
         caller: &Caller,
-        wanted: Wanted,
+        mut wanted: Wanted,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
+        default_idle(&mut wanted.spec.deadlines, &self.core);
         self.check_wanted(caller, &wanted.spec).await?;
         let kept = match &wanted.name {
             Some(name) if wanted.template.is_some() => Some(KeptName {
@@ -137,7 +141,12 @@ impl Engine {
         };
         let id = kept.as_ref().map(|kept| &kept.id);
         let entry = self.admit(caller, &wanted, id, &provenance)?;
-        entry.ask(|reply| Message::Create { progress, reply }).await
+        let create = |reply| Message::Create {
+            progress,
+            once: wanted.once,
+            reply,
+        };
+        entry.ask(create).await
     }
 
     /// Claims a warm sandbox, or says why there is none.
@@ -171,6 +180,7 @@ impl Engine {
                     spec: wanted.spec.clone(),
                     version: template.version,
                     quotas: self.core.quotas(caller),
+                    once: wanted.once.clone(),
                 });
                 match entry.ask(|reply| Message::Claim { binding, reply }).await {
                     Ok(Taken::Bound(sandbox)) => {

@@ -27,6 +27,10 @@ const SANDBOXES_MAX_DEFAULT: usize = 4096;
 /// the oldest first, so this bounds what `logs` can show.
 const EXECS_PER_SANDBOX_MAX_DEFAULT: usize = 1024;
 
+/// Default for [`EngineConfig::idle_default`]: longer than a person looks away, and short enough
+/// that forgotten sandboxes do not hold CPUs overnight.
+const IDLE_DEFAULT: Duration = Duration::from_mins(15);
+
 /// Where an engine keeps its state, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -42,6 +46,8 @@ pub struct EngineConfig {
     pub sandboxes_max: usize,
     /// Most execs of one sandbox, ended ones included.
     pub execs_per_sandbox_max: usize,
+    /// Idle time of a sandbox whose maker named none; none is for ever.
+    pub idle_default: Option<Duration>,
     /// Which host paths callers may show in sandboxes and start them from.
     pub mounts_allowed: MountsAllowed,
     /// The daemon is root's: it can read more than its callers, and takes their rights instead.
@@ -62,6 +68,7 @@ impl EngineConfig {
             report_answer_max: REPORT_ANSWER_MAX_DEFAULT,
             sandboxes_max: SANDBOXES_MAX_DEFAULT,
             execs_per_sandbox_max: EXECS_PER_SANDBOX_MAX_DEFAULT,
+            idle_default: Some(IDLE_DEFAULT),
             mounts_allowed: MountsAllowed::default(),
             as_root: runs_as_root(),
             quotas: Quotas::NONE,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pinfold_driver::Driver;
 use pinfold_types::api::keys::Quotas;
-use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName};
+use pinfold_types::{ErrorCode, ExecId, Principal, Resources, SandboxId, SandboxName};
 use serde_json::json;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use crate::agent::Connect;
 use crate::caller::Caller;
 use crate::clock::Clock;
 use crate::config::EngineConfig;
+use crate::engine::InFlight;
 use crate::entry::Entry;
 use crate::error::EngineError;
 use crate::journal::Limits;
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) keys: Keys,
     pub(crate) running: Running,
     registry: Mutex<Registry>,
+    pub(crate) in_flight: InFlight,
     /// Starts hold it for reading and a sweep for writing, so that a sweep never takes what is just
     /// being made for something that nobody owns.
     pub(crate) effects: RwLock<()>,
@@ -123,6 +125,7 @@ impl Core {
             keys: Keys::of(parts.keys),
             running: Running::default(),
             registry: Mutex::default(),
+            in_flight: InFlight::default(),
             effects: RwLock::new(()),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -241,6 +244,17 @@ impl Core {
         Ok(())
     }
 
+    /// Counts a sandbox as something else from now on, unless a quota is used up by that.
+    pub(crate) fn recharge(
+        &self,
+        entry: &Entry,
+        resources: &Resources,
+        quotas: &Quotas,
+    ) -> Result<(), EngineError> {
+        let cost = Cost::of(resources);
+        self.registry().ledger.recharge(&entry.id, cost, quotas)
+    }
+
     /// Forgets a sandbox.
     pub(crate) fn unregister(&self, entry: &Entry) {
         let mut registry = self.registry();
@@ -316,6 +330,11 @@ impl Core {
             )
             .hint("name it by its id; `pinfold list --all --json` shows ids")),
         }
+    }
+
+    /// Returns a sandbox by its id.
+    pub(crate) fn by_id(&self, id: &SandboxId) -> Option<Arc<Entry>> {
+        self.registry().by_id.get(id).cloned()
     }
 
     /// Keeps a name for a sandbox that is about to be its owner's.

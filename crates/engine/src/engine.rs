@@ -1,6 +1,8 @@
 //! The engine as the layers above see it.
 
+mod changes;
 mod execs;
+mod once;
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,13 @@ use pinfold_types::api::{
     CreateSandboxRequest, DoctorReport, Metrics, PAGE_ENTRIES_MAX, Report, ReportLine, Sandbox,
     SandboxList, StopRequest,
 };
-use pinfold_types::spec::{DeadlineAction, IsolationTier};
+use pinfold_types::spec::{DeadlineAction, Deadlines, IsolationTier};
 use pinfold_types::{ErrorCode, SandboxId, SandboxSpec, SandboxState};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+pub(crate) use self::once::InFlight;
+pub use self::once::{OnceKey, OnceKeyError, Outcome};
 use crate::activity::Activity;
 use crate::agent;
 use crate::caller::{Caller, ListFilter};
@@ -32,7 +36,7 @@ use crate::lock::StateLock;
 use crate::pool::Provenance;
 use crate::recovery;
 use crate::sandbox::{self, GRACE_DEFAULT};
-use crate::store::{DATABASE_FILE, SandboxRow, Store};
+use crate::store::{DATABASE_FILE, Once, SandboxRow, Store};
 
 type Result<T, E = EngineError> = std::result::Result<T, E>;
 
@@ -127,8 +131,19 @@ impl Engine {
         request: CreateSandboxRequest,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
+        self.make(caller, request, None, progress).await
+    }
+
+    /// Makes a sandbox; with an idempotency key both are written down or neither.
+    async fn make(
+        &self,
+        caller: &Caller,
+        request: CreateSandboxRequest,
+        once: Option<Once>,
+        progress: Option<mpsc::Sender<String>>,
+    ) -> Result<Sandbox> {
         self.core.check_open()?;
-        let wanted = match &request.template {
+        let mut wanted = match &request.template {
             None => self.plainly(caller, request),
             Some(name) => {
                 let template = self.find_template(caller, name.as_str())?;
@@ -141,9 +156,11 @@ impl Engine {
                     pools: self.core.pools.of_template(&template.key()),
                     template: Some(template),
                     said: true,
+                    once: None,
                 }
             }
         };
+        wanted.once = once;
         self.provide(caller, wanted, progress).await
     }
 
@@ -161,6 +178,7 @@ impl Engine {
             template: template.filter(|_| !pools.is_empty()),
             pools,
             said: false,
+            once: None,
         }
     }
 
@@ -498,6 +516,23 @@ pub(crate) fn check_tier(asked: IsolationTier, core: &Core) -> Result<()> {
     )
     .details(json!({ "asked": asked, "available": available, "driver": driver }))
     .hint("ask for less with `--isolation`, or see with `pinfold doctor` what this host can give"))
+}
+
+/// Gives a sandbox whose maker named no idle time the daemon's; 0 is for ever.
+///
+/// Where the host cannot pause there is no default: to stop or remove what nobody said anything of
+/// would be more than was asked for.
+pub(crate) fn default_idle(deadlines: &mut Deadlines, core: &Core) {
+    let can = deadlines.idle_action != DeadlineAction::Pause || core.driver.capabilities().pause;
+    let default_ms = core
+        .config
+        .idle_default
+        .filter(|_| can)
+        .map(|length| u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
+    deadlines.idle_ms = deadlines
+        .idle_ms
+        .or(default_ms)
+        .filter(|length_ms| *length_ms > 0);
 }
 
 pub(crate) fn check_deadlines(spec: &SandboxSpec, core: &Core) -> Result<()> {

@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pinfold_driver::{Instance, PreparedImage};
-use pinfold_types::api::Sandbox;
+use pinfold_types::api::{Sandbox, UpdateSandboxRequest};
 use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName, SandboxState};
-use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::activity::{Activity, Lease};
+use crate::activity::{Activity, ExecLease, Lease};
 use crate::agent::Agent;
 use crate::error::EngineError;
 use crate::exec::ExecCell;
 use crate::sandbox::{Binding, Taken};
-use crate::store::SandboxRow;
+use crate::store::{Once, SandboxRow};
 
 /// Most requests that wait for one sandbox's task. Steps take milliseconds, a polite stop ten
 /// seconds; whoever sends more meanwhile is told to come back.
@@ -32,6 +32,7 @@ pub(crate) enum Message {
     /// Make the instance of a new sandbox.
     Create {
         progress: Option<mpsc::Sender<String>>,
+        once: Option<Once>,
         reply: Reply<Sandbox>,
     },
     Start {
@@ -50,6 +51,10 @@ pub(crate) enum Message {
     Remove {
         keep_persist: bool,
         reply: Reply<Option<PathBuf>>,
+    },
+    Update {
+        request: Box<UpdateSandboxRequest>,
+        reply: Reply<Sandbox>,
     },
     /// Give a warm sandbox to a caller.
     Claim {
@@ -104,7 +109,9 @@ pub(crate) struct Entry {
     mailbox: mpsc::Sender<Message>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) activity: Arc<Activity>,
-    execs: Mutex<HashMap<ExecId, Arc<ExecCell>>>,
+    execs: Mutex<HashMap<ExecId, (Arc<ExecCell>, ExecLease)>>,
+    /// Told when an exec is dropped from those.
+    pub(crate) exec_dropped: Notify,
     /// The tasks that follow the execs.
     pub(crate) followers: TaskTracker,
     /// Ends those tasks where they stand.
@@ -130,6 +137,7 @@ impl Entry {
             }),
             activity,
             execs: Mutex::default(),
+            exec_dropped: Notify::new(),
             followers: TaskTracker::new(),
             halt: closing.child_token(),
             unwanted: CancellationToken::new(),
@@ -187,6 +195,11 @@ impl Entry {
         self.ask(|reply| Message::Use { reply }).await
     }
 
+    /// Waits until the sandbox's task has ended.
+    pub(crate) async fn gone(&self) {
+        self.mailbox.closed().await;
+    }
+
     fn no_answer(&self) -> EngineError {
         if self.halt.is_cancelled() && self.state() != SandboxState::Removing {
             return EngineError::closing();
@@ -202,27 +215,32 @@ impl Entry {
         }
     }
 
-    fn lock_execs(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<ExecCell>>> {
+    fn lock_execs(&self) -> MutexGuard<'_, HashMap<ExecId, (Arc<ExecCell>, ExecLease)>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns an exec that has not ended.
     pub(crate) fn exec(&self, id: &ExecId) -> Option<Arc<ExecCell>> {
-        self.lock_execs().get(id).cloned()
+        self.lock_execs().get(id).map(|(cell, _)| Arc::clone(cell))
     }
 
     /// Returns every exec that has not ended.
     pub(crate) fn live_execs(&self) -> Vec<Arc<ExecCell>> {
-        self.lock_execs().values().cloned().collect()
+        let execs = self.lock_execs();
+        execs.values().map(|(cell, _)| Arc::clone(cell)).collect()
     }
 
     pub(crate) fn add_exec(&self, cell: Arc<ExecCell>) {
-        self.lock_execs().insert(cell.row.id.clone(), cell);
+        let lease = self.activity.exec_lease();
+        self.lock_execs().insert(cell.row.id.clone(), (cell, lease));
     }
 
     pub(crate) fn drop_exec(&self, id: &ExecId) {
-        if let Some(cell) = self.lock_execs().remove(id) {
+        let dropped = self.lock_execs().remove(id);
+        if let Some((cell, lease)) = dropped {
             cell.leave();
+            drop(lease);
         }
+        self.exec_dropped.notify_waiters();
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use pinfold_driver::agent::AgentStart;
 use pinfold_types::api::Exec;
-use pinfold_types::{ErrorCode, ExecId, ExecSpec, SandboxSpec, crash_point};
+use pinfold_types::{ErrorCode, ExecId, ExecSpec, SandboxId, SandboxSpec, crash_point};
 use serde_json::json;
 
 use crate::activity::Lease;
@@ -272,17 +272,25 @@ fn default_environment(user: &str, terminal: bool) -> std::collections::BTreeMap
     environment
 }
 
-/// Removes an exec's journal and then its row.
+/// Removes an exec's journal and then its row; the log has why not.
 pub(crate) async fn forget(core: &Core, row: &ExecRow) {
-    let dir = core.journal(&row.sandbox, &row.id);
-    let removed = crate::blocking::run(move || remove_tree(&dir)).await;
-    if let Err(error) = removed {
-        tracing::error!(exec = %row.id, error = %chain(&error), "journal not removed");
-        return;
+    if let Err(error) = try_forget(core, &row.sandbox, &row.id).await {
+        tracing::error!(exec = %row.id, error = %chain(&error), "exec not removed");
     }
-    if let Err(error) = core.store.delete_exec(&row.sandbox, &row.id).await {
-        tracing::error!(exec = %row.id, error = %chain(&error), "row of an exec not removed");
-    }
+}
+
+/// Removes an exec's journal and then its row. Can be tried again.
+pub(crate) async fn try_forget(
+    core: &Core,
+    sandbox: &SandboxId,
+    id: &ExecId,
+) -> Result<(), EngineError> {
+    let dir = core.journal(sandbox, id);
+    crate::blocking::run(move || remove_tree(&dir))
+        .await
+        .map_err(|error| EngineError::host_io("remove the journal", error))?;
+    core.store.delete_exec(sandbox, id).await?;
+    Ok(())
 }
 
 /// Removes a directory with what is in it; one that is not there is no error. Blocks.

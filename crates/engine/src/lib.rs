@@ -43,9 +43,9 @@ pub use pinfold_driver::agent::{
 
 pub use crate::core::Held;
 pub use bounds::FLOOD_BYTES_MAX;
-pub use caller::{Caller, ListFilter};
+pub use caller::{Caller, ExecFilter, ListFilter};
 pub use config::EngineConfig;
-pub use engine::Engine;
+pub use engine::{Engine, OnceKey, OnceKeyError, Outcome};
 pub use error::{EngineError, OpenError};
 pub use keys::Grant;
 pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};

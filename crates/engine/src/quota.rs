@@ -141,6 +141,35 @@ impl Ledger {
         Ok(())
     }
 
+    /// Counts a sandbox as something else from now on, unless a quota is used up by that.
+    pub(crate) fn recharge(
+        &mut self,
+        sandbox: &SandboxId,
+        cost: Cost,
+        quotas: &Quotas,
+    ) -> Result<(), EngineError> {
+        let Some((principal, before)) = self.charged.get(sandbox).cloned() else {
+            return Ok(());
+        };
+        self.release(sandbox);
+        let charge = |cost| Charge {
+            sandbox,
+            principal: &principal,
+            cost,
+        };
+        // It is no new sandbox.
+        let quotas = Quotas {
+            sandboxes: None,
+            creations: None,
+            ..*quotas
+        };
+        let counted = self.charge(charge(cost), &quotas, 0);
+        if counted.is_err() {
+            self.count(charge(before));
+        }
+        counted
+    }
+
     fn count(&mut self, charge: Charge<'_>) {
         let used = self.usage.entry(charge.principal.clone()).or_default();
         *used = used.with(charge.cost);

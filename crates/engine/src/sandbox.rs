@@ -3,6 +3,7 @@
 mod claim;
 mod deadline;
 mod make;
+mod update;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -105,8 +106,12 @@ impl Keeper {
 
     async fn on_message(&mut self, message: Message) {
         match message {
-            Message::Create { progress, reply } => {
-                let made = self.create(progress).await;
+            Message::Create {
+                progress,
+                once,
+                reply,
+            } => {
+                let made = self.create(progress, once).await;
                 answer(reply, made);
             }
             Message::Start { reply } => {
@@ -131,6 +136,10 @@ impl Keeper {
             } => {
                 let removed = self.remove(keep_persist).await;
                 answer(reply, removed);
+            }
+            Message::Update { request, reply } => {
+                let done = self.update(&request).await;
+                self.answer_shown(reply, done);
             }
             Message::Claim { binding, reply } => {
                 let taken = self.claim(*binding).await;
@@ -229,6 +238,8 @@ impl Keeper {
             live.instance.pause().await?;
         }
         crash_point!("engine.instance_paused");
+        // What ran until now used it until now.
+        self.entry.activity.touch();
         self.enter(SandboxState::Paused, None).await
     }
 

@@ -3,6 +3,7 @@
 //! What the rows mean is in [`rows`]; the tables are in [`schema`].
 
 mod keys;
+mod once;
 mod pools;
 mod rows;
 mod schema;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{EngineError, OpenError, chain};
 
 pub(crate) use keys::{HASH_LENGTH, KeyRow};
+pub(crate) use once::{Kept, Once};
 pub(crate) use pools::{PoolRow, StoredPools, TemplateRow};
 pub(crate) use rows::{ExecRow, Inserted, SandboxRow, Stored};
 

@@ -11,7 +11,7 @@ use pinfold_types::{ErrorCode, Principal, SandboxName, SandboxSpec};
 use serde_json::json;
 
 use crate::caller::Caller;
-use crate::engine::Engine;
+use crate::engine::{Engine, default_idle};
 use crate::error::{EngineError, chain};
 use crate::pool::{self, Key, Pool, Pools};
 use crate::store::{PoolRow, TemplateRow};
@@ -55,7 +55,10 @@ impl Engine {
         let core = &self.core;
         core.check_open()?;
         check_change(caller)?;
-        self.check_wanted(caller, &request.spec).await?;
+        // An idle time of 0 is kept as that: it is for ever in every sandbox of the template.
+        let mut wanted = request.spec.clone();
+        default_idle(&mut wanted.deadlines, core);
+        self.check_wanted(caller, &wanted).await?;
         if request.shared && !caller.is_admin() {
             return Err(EngineError::new(
                 ErrorCode::PermissionDenied,

@@ -1,9 +1,11 @@
 //! The engine against a driver and an agent in memory.
 
+mod changes;
 mod deadlines;
 mod execs;
 mod lifecycle;
 mod model;
+mod once;
 mod pool_model;
 mod pools;
 mod quotas;

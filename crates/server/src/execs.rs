@@ -4,12 +4,12 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use pinfold_engine::EventReader;
+use pinfold_engine::{EventReader, ExecFilter};
 use pinfold_types::api::{
     Exec, ExecList, ExecRequest, ExecResult, SignalRequest, format_time_ms, now_ms,
 };
 use pinfold_types::exec::{TerminalSize, encode_output};
-use pinfold_types::{ErrorCode, EventKind, ExecExit, OutputStream};
+use pinfold_types::{ErrorCode, EventKind, ExecExit, ExecId, OutputStream};
 
 use crate::error::ApiError;
 use crate::query::Query;
@@ -20,12 +20,23 @@ use crate::router::Api;
 /// the journal has the rest.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
-/// Most bytes of all commands in a list of execs: each may be a megabyte and there may be a thousand.
+/// Most bytes of all commands in a page of execs: each may be a megabyte and there may be a thousand.
 const LIST_BYTES_MAX: usize = 4 << 20;
 
 /// Runs a program and answers when it has ended, or at once when that was asked for.
 ///
 /// The program goes on when the caller breaks off.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/exec",
+    tag = "execs",
+    operation_id = "exec",
+    request_body = ExecRequest,
+    responses(
+        (status = 200, description = "It has ended", body = ExecResult),
+        (status = 202, description = "It was started, as `async` asked", body = Exec)
+    )
+)]
 pub(crate) async fn exec(
     State(api): State<Api>,
     asked: Asked,
@@ -57,6 +68,17 @@ pub(crate) async fn exec(
     Ok(Json(gathered.result(exec)).into_response())
 }
 
+/// Starts a program and answers with its id.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs",
+    tag = "execs",
+    operation_id = "startExec",
+    request_body = ExecRequest,
+    responses(
+        (status = 201, description = "It was started", body = Exec)
+    )
+)]
 pub(crate) async fn start(
     State(api): State<Api>,
     asked: Asked,
@@ -162,33 +184,90 @@ fn cut_character(bytes: &mut Vec<u8>) {
     }
 }
 
+/// Lists the execs of a sandbox, oldest first.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/execs",
+    tag = "execs",
+    operation_id = "listExecs",
+    params(
+        ("running" = Option<bool>, Query, description = "Only those that run, or only those that have ended"),
+        ("after" = Option<ExecId>, Query, description = "The `next` of the page before"),
+        ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
+    ),
+    responses(
+        (status = 200, description = "One page", body = ExecList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
     Target(target): Target,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<ExecList>, ApiError> {
-    let mut list = api.engine.exec_list(&asked.caller, &target).await?;
-    drop_oldest(&mut list);
-    Ok(Json(list))
+    let query = Query::read(query.as_deref(), &["running", "after", "limit"], &[])?;
+    let filter = ExecFilter {
+        running: query.flag("running")?,
+        after: query.parsed("after")?,
+        limit: query.page_limit()?,
+    };
+    let list = api
+        .engine
+        .exec_page(&asked.caller, &target, &filter)
+        .await?;
+    Ok(Json(bounded(list)))
 }
 
-/// Leaves out the oldest execs when the list would be too large.
-fn drop_oldest(list: &mut ExecList) {
+/// Ends a page before it grows too large; the first entry is always there.
+fn bounded(mut list: ExecList) -> ExecList {
     let mut size = 0usize;
     let fitting = list
         .execs
         .iter()
-        .rev()
         .take_while(|exec| {
-            size = size.saturating_add(exec.command.iter().map(|word| word.len() + 8).sum());
+            let words = exec.command.iter().map(|word| word.len() + 8);
+            size = size.saturating_add(words.sum());
             size <= LIST_BYTES_MAX
         })
         .count()
         .max(1);
-    let extra = list.execs.len().saturating_sub(fitting);
-    list.execs.drain(..extra);
+    if fitting < list.execs.len() {
+        list.execs.truncate(fitting);
+        list.next = list.execs.last().map(|exec| exec.exec_id.clone());
+    }
+    list
 }
 
+/// Forgets an exec with its output; kills it first when it runs.
+#[utoipa::path(
+    delete,
+    path = "/sandboxes/{id}/execs/{exec_id}",
+    tag = "execs",
+    operation_id = "removeExec",
+    responses((status = 204, description = "Nothing of it is left"))
+)]
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    ExecTarget(exec_id): ExecTarget,
+) -> Result<StatusCode, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.exec_remove(&asked.caller, &target, &exec_id).await })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Shows an exec.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/execs/{exec_id}",
+    tag = "execs",
+    operation_id = "getExec",
+    responses(
+        (status = 200, description = "The exec", body = Exec)
+    )
+)]
 pub(crate) async fn get(
     State(api): State<Api>,
     asked: Asked,
@@ -202,6 +281,20 @@ pub(crate) async fn get(
     Ok(Json(exec))
 }
 
+/// Writes to the standard input of an exec.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/input",
+    tag = "execs",
+    operation_id = "writeExecInput",
+    params(
+        ("end" = Option<bool>, Query, description = "Close it afterwards")
+    ),
+    request_body(content = [u8], content_type = "application/octet-stream", description = "At most 1 MiB"),
+    responses(
+        (status = 204, description = "All of it was taken")
+    )
+)]
 #[expect(
     clippy::too_many_arguments,
     reason = "one for each part of the request"
@@ -222,6 +315,17 @@ pub(crate) async fn input(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Tells the terminal of an exec its size.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/resize",
+    tag = "execs",
+    operation_id = "resizeExec",
+    request_body = TerminalSize,
+    responses(
+        (status = 204, description = "It knows")
+    )
+)]
 pub(crate) async fn resize(
     State(api): State<Api>,
     asked: Asked,
@@ -235,6 +339,17 @@ pub(crate) async fn resize(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Signals an exec.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/execs/{exec_id}/signal",
+    tag = "execs",
+    operation_id = "signalExec",
+    request_body = SignalRequest,
+    responses(
+        (status = 204, description = "It was sent")
+    )
+)]
 pub(crate) async fn signal(
     State(api): State<Api>,
     asked: Asked,
@@ -253,9 +368,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_keeps_the_newest() {
+    fn a_page_ends_before_it_is_too_large() {
         let exec = |length: usize| Exec {
-            exec_id: pinfold_types::ExecId::new(),
+            exec_id: ExecId::new(),
             sandbox_id: pinfold_types::SandboxId::new(),
             command: vec!["x".repeat(length)],
             started_at: String::new(),
@@ -263,18 +378,17 @@ mod tests {
             exit: None,
             last_seq: 0,
         };
-        let mut list = ExecList {
-            execs: vec![exec(1), exec(LIST_BYTES_MAX), exec(2), exec(3)],
+        let page = |lengths: &[usize]| {
+            let execs = lengths.iter().map(|length| exec(*length)).collect();
+            bounded(ExecList { execs, next: None })
         };
-        drop_oldest(&mut list);
-        let lengths: Vec<usize> = list.execs.iter().map(|e| e.command[0].len()).collect();
-        assert_eq!(lengths, [2, 3]);
-        let mut single = ExecList {
-            execs: vec![exec(LIST_BYTES_MAX + 1)],
-        };
-        drop_oldest(&mut single);
-        assert_eq!(single.execs.len(), 1);
-        drop_oldest(&mut ExecList { execs: Vec::new() });
+        let cut = page(&[1, 2, LIST_BYTES_MAX, 3]);
+        assert_eq!(cut.execs.len(), 2);
+        assert_eq!(cut.next.as_ref(), Some(&cut.execs[1].exec_id));
+        assert_eq!(page(&[LIST_BYTES_MAX + 1, 1]).execs.len(), 1);
+        let whole = page(&[1, 2]);
+        assert_eq!((whole.execs.len(), whole.next), (2, None));
+        assert!(page(&[]).execs.is_empty());
     }
 
     #[test]

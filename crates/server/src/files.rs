@@ -7,9 +7,9 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_T
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use pinfold_engine::{AgentClient, WriteFile};
+use pinfold_types::ApiErrorBody;
 use pinfold_types::api::{
-    FileInfo, FileList, FileWritten, MakeDirectoryRequest, PAGE_ENTRIES_MAX, RenameRequest,
-    Unpacked,
+    FileChange, FileInfo, FileList, FileWritten, MakeDirectoryRequest, RenameRequest, Unpacked,
 };
 use pinfold_types::spec::check_guest_path;
 
@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::query::Query;
 use crate::request::{Asked, JsonBody, Target};
 use crate::router::Api;
+use crate::sse;
 
 /// Permission bits of a new directory when none are given.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -25,6 +26,25 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// What a file's kind is called when its content can be read.
 const KIND_FILE: &str = "file";
 
+/// What a file's kind is called when it can be watched.
+const KIND_DIRECTORY: &str = "directory";
+
+/// Reads a file, or the part of it that a `Range` header names.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "readFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("Range" = Option<String>, Header, description = "One range of bytes, as in `bytes=0-99`")
+    ),
+    responses(
+        (status = 200, description = "The content", body = [u8], content_type = "application/octet-stream"),
+        (status = 206, description = "The part", body = [u8], content_type = "application/octet-stream"),
+        (status = 416, description = "The range is outside the file", body = ApiErrorBody)
+    )
+)]
 pub(crate) async fn read(
     State(api): State<Api>,
     asked: Asked,
@@ -121,6 +141,24 @@ fn requested_part(headers: &HeaderMap, size: u64) -> Result<Part, ApiError> {
     })
 }
 
+/// Writes a file from the body. It is replaced once all has arrived; with `offset` it is written in place.
+#[utoipa::path(
+    put,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "writeFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("mode" = Option<String>, Query, description = "Permission bits, octal", pattern = "^[0-7]{1,4}$"),
+        ("user" = Option<String>, Query, description = "User inside who owns it; root when absent"),
+        ("parents" = Option<bool>, Query, description = "Make missing directories above it"),
+        ("offset" = Option<u64>, Query, description = "Where to write, in place")
+    ),
+    request_body(content = [u8], content_type = "application/octet-stream"),
+    responses(
+        (status = 200, description = "All of it is written", body = FileWritten)
+    )
+)]
 pub(crate) async fn write(
     State(api): State<Api>,
     asked: Asked,
@@ -159,6 +197,21 @@ fn file_to_write(query: Option<&str>) -> Result<WriteFile, ApiError> {
     })
 }
 
+/// Removes a file or a directory.
+#[utoipa::path(
+    delete,
+    path = "/sandboxes/{id}/files",
+    tag = "files",
+    operation_id = "removeFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("recursive" = Option<bool>, Query, description = "With all that is in it"),
+        ("missing_ok" = Option<bool>, Query, description = "It need not be there")
+    ),
+    responses(
+        (status = 204, description = "It is gone")
+    )
+)]
 pub(crate) async fn remove(
     State(api): State<Api>,
     asked: Asked,
@@ -174,6 +227,20 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Tells what a path is.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/stat",
+    tag = "files",
+    operation_id = "statFile",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("follow" = Option<bool>, Query, description = "Follow a symbolic link")
+    ),
+    responses(
+        (status = 200, description = "What it is", body = FileInfo)
+    )
+)]
 pub(crate) async fn stat(
     State(api): State<Api>,
     asked: Asked,
@@ -187,6 +254,21 @@ pub(crate) async fn stat(
     Ok(Json(agent.stat(path, follow).await?))
 }
 
+/// Lists a directory by name.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/list",
+    tag = "files",
+    operation_id = "listFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("after" = Option<String>, Query, description = "The `next` of the page before"),
+        ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
+    ),
+    responses(
+        (status = 200, description = "One page", body = FileList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
@@ -195,15 +277,7 @@ pub(crate) async fn list(
 ) -> Result<Json<FileList>, ApiError> {
     let query = Query::read(query.as_deref(), &["path", "after", "limit"], &[])?;
     let path = guest_path(&query)?;
-    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
-    let limit = u32::try_from(limit)
-        .ok()
-        .filter(|entries| (1..=PAGE_ENTRIES_MAX).contains(&limit) && *entries > 0)
-        .ok_or_else(|| {
-            ApiError::invalid(format!(
-                "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
-            ))
-        })?;
+    let limit = u32::try_from(query.page_limit()?).unwrap_or(u32::MAX);
     let agent = agent(&api, &asked, &target).await?;
     let after = query.get("after").unwrap_or_default();
     let (entries, more) = agent.list_directory(path, after, limit).await?;
@@ -214,6 +288,17 @@ pub(crate) async fn list(
     Ok(Json(FileList { entries, next }))
 }
 
+/// Makes a directory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/files/mkdir",
+    tag = "files",
+    operation_id = "makeDirectory",
+    request_body = MakeDirectoryRequest,
+    responses(
+        (status = 204, description = "It is there")
+    )
+)]
 pub(crate) async fn make_directory(
     State(api): State<Api>,
     asked: Asked,
@@ -229,6 +314,17 @@ pub(crate) async fn make_directory(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Moves a file or a directory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/files/rename",
+    tag = "files",
+    operation_id = "renameFile",
+    request_body = RenameRequest,
+    responses(
+        (status = 204, description = "It has moved")
+    )
+)]
 pub(crate) async fn rename(
     State(api): State<Api>,
     asked: Asked,
@@ -242,6 +338,19 @@ pub(crate) async fn rename(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Packs a path as a tar archive.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/tar",
+    tag = "files",
+    operation_id = "packFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095)
+    ),
+    responses(
+        (status = 200, description = "The archive", body = [u8], content_type = "application/x-tar")
+    )
+)]
 pub(crate) async fn pack(
     State(api): State<Api>,
     asked: Asked,
@@ -259,6 +368,21 @@ pub(crate) async fn pack(
     Ok(response)
 }
 
+/// Unpacks a tar archive beneath a directory.
+#[utoipa::path(
+    put,
+    path = "/sandboxes/{id}/files/tar",
+    tag = "files",
+    operation_id = "unpackFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("user" = Option<String>, Query, description = "User inside who owns it; root when absent")
+    ),
+    request_body(content = [u8], content_type = "application/x-tar"),
+    responses(
+        (status = 200, description = "It is unpacked", body = Unpacked)
+    )
+)]
 pub(crate) async fn unpack(
     State(api): State<Api>,
     asked: Asked,
@@ -284,6 +408,41 @@ pub(crate) async fn unpack(
     let (upload, archive) = Upload::new(body);
     let (entries, ()) = tokio::join!(agent.unpack(&directory, &user, archive), upload.pump());
     Ok(Json(Unpacked { entries: entries? }))
+}
+
+/// Tells changes to a directory as server-sent events, as the kernel tells them.
+///
+/// What changes after the answer has begun is seen.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/files/watch",
+    tag = "files",
+    operation_id = "watchFiles",
+    params(
+        ("path" = String, Query, description = "Absolute path inside, without `..`", pattern = "^/", max_length = 4095),
+        ("recursive" = Option<bool>, Query, description = "What is beneath it too")
+    ),
+    responses((status = 200, description = "Changes until the reader leaves", body = FileChange, content_type = "text/event-stream"))
+)]
+pub(crate) async fn watch(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let query = Query::read(query.as_deref(), &["path", "recursive"], &[])?;
+    let path = guest_path(&query)?;
+    let recursive = query.flag("recursive")?.unwrap_or(false);
+    let agent = agent(&api, &asked, &target).await?;
+    let info = agent.stat(path, true).await?;
+    if info.kind != KIND_DIRECTORY {
+        return Err(
+            ApiError::invalid(format!("`{path}` is a {}, not a directory", info.kind))
+                .hint("watch the directory that it is in"),
+        );
+    }
+    let changes = agent.open_watch(path, recursive).await?;
+    Ok(sse::watch(&api, asked.request_id, changes))
 }
 
 async fn agent(api: &Api, asked: &Asked, target: &str) -> Result<AgentClient, ApiError> {

@@ -10,6 +10,7 @@
 mod access;
 mod body;
 mod connection;
+mod docs_page;
 mod error;
 mod execs;
 mod files;
@@ -17,6 +18,7 @@ mod fleet;
 mod keys;
 mod leash;
 mod listeners;
+mod openapi;
 mod options;
 mod peer;
 mod pools;
@@ -24,10 +26,12 @@ mod query;
 mod request;
 mod router;
 mod sandboxes;
+mod sse;
 mod stream;
 mod tls;
 
 pub use connection::serve;
 pub use listeners::{DoorError, Listeners, TcpDoor};
+pub use openapi::openapi_document;
 pub use options::ServerOptions;
 pub use tls::{Tls, TlsError};

@@ -29,6 +29,14 @@ const HEADER_READ_MAX_DEFAULT: Duration = Duration::from_secs(10);
 /// Default for [`ServerOptions::body_read_max`]: a few MiB over a socket of the same machine.
 const BODY_READ_MAX_DEFAULT: Duration = Duration::from_secs(30);
 
+/// Default for [`ServerOptions::heartbeat`]: shorter than the minute after which what stands in
+/// between closes a silent stream.
+const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
+
+/// Default for [`ServerOptions::silence_max`]: a reader whose own output is stopped, in a pager for
+/// instance, answers no ping; one that is silent for longer is taken for gone.
+const SILENCE_MAX_DEFAULT: Duration = Duration::from_mins(10);
+
 /// What a server is started with, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
@@ -56,6 +64,10 @@ pub struct ServerOptions {
     pub header_read_max: Duration,
     /// Longest time until a request's JSON has arrived.
     pub body_read_max: Duration,
+    /// Time between the signs of life on a stream that is silent: pings, or comments.
+    pub heartbeat: Duration,
+    /// Longest time that the other end of a WebSocket may leave pings unanswered.
+    pub silence_max: Duration,
 }
 
 impl ServerOptions {
@@ -73,6 +85,8 @@ impl ServerOptions {
             connections_per_user_max: CONNECTIONS_PER_USER_MAX_DEFAULT,
             header_read_max: HEADER_READ_MAX_DEFAULT,
             body_read_max: BODY_READ_MAX_DEFAULT,
+            heartbeat: HEARTBEAT_DEFAULT,
+            silence_max: SILENCE_MAX_DEFAULT,
         }
     }
 }

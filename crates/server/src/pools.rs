@@ -12,6 +12,17 @@ use crate::error::ApiError;
 use crate::request::{Asked, JsonBody, Named};
 use crate::router::Api;
 
+/// Makes a template, or a new version of it.
+#[utoipa::path(
+    put,
+    path = "/templates/{name}",
+    tag = "templates",
+    operation_id = "putTemplate",
+    request_body = TemplateRequest,
+    responses(
+        (status = 200, description = "The template as it is now", body = Template)
+    )
+)]
 pub(crate) async fn put_template(
     State(api): State<Api>,
     asked: Asked,
@@ -24,6 +35,16 @@ pub(crate) async fn put_template(
         .map(Json)
 }
 
+/// Shows a template: the caller's own, else one that is shared.
+#[utoipa::path(
+    get,
+    path = "/templates/{name}",
+    tag = "templates",
+    operation_id = "getTemplate",
+    responses(
+        (status = 200, description = "The template", body = Template)
+    )
+)]
 pub(crate) async fn get_template(
     State(api): State<Api>,
     asked: Asked,
@@ -33,10 +54,30 @@ pub(crate) async fn get_template(
     Ok(Json(template))
 }
 
+/// Lists the templates that the caller may use.
+#[utoipa::path(
+    get,
+    path = "/templates",
+    tag = "templates",
+    operation_id = "listTemplates",
+    responses(
+        (status = 200, description = "All of them", body = TemplateList)
+    )
+)]
 pub(crate) async fn list_templates(State(api): State<Api>, asked: Asked) -> Json<TemplateList> {
     Json(api.engine.templates(&asked.caller).await)
 }
 
+/// Removes a template that no pool is of.
+#[utoipa::path(
+    delete,
+    path = "/templates/{name}",
+    tag = "templates",
+    operation_id = "removeTemplate",
+    responses(
+        (status = 204, description = "It is gone")
+    )
+)]
 pub(crate) async fn remove_template(
     State(api): State<Api>,
     asked: Asked,
@@ -48,6 +89,17 @@ pub(crate) async fn remove_template(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Makes a pool of warm sandboxes and begins to fill it.
+#[utoipa::path(
+    post,
+    path = "/pools",
+    tag = "pools",
+    operation_id = "createPool",
+    request_body = CreatePoolRequest,
+    responses(
+        (status = 201, description = "It is being filled", body = Pool)
+    )
+)]
 pub(crate) async fn create_pool(
     State(api): State<Api>,
     asked: Asked,
@@ -59,10 +111,30 @@ pub(crate) async fn create_pool(
     Ok((StatusCode::CREATED, Json(pool)))
 }
 
+/// Lists the pools that the caller may claim from.
+#[utoipa::path(
+    get,
+    path = "/pools",
+    tag = "pools",
+    operation_id = "listPools",
+    responses(
+        (status = 200, description = "All of them", body = PoolList)
+    )
+)]
 pub(crate) async fn list_pools(State(api): State<Api>, asked: Asked) -> Json<PoolList> {
     Json(api.engine.pools(&asked.caller).await)
 }
 
+/// Shows a pool.
+#[utoipa::path(
+    get,
+    path = "/pools/{name}",
+    tag = "pools",
+    operation_id = "getPool",
+    responses(
+        (status = 200, description = "The pool", body = Pool)
+    )
+)]
 pub(crate) async fn get_pool(
     State(api): State<Api>,
     asked: Asked,
@@ -71,6 +143,17 @@ pub(crate) async fn get_pool(
     Ok(Json(api.engine.pool(&asked.caller, name.as_str()).await?))
 }
 
+/// Changes the size of a pool.
+#[utoipa::path(
+    patch,
+    path = "/pools/{name}",
+    tag = "pools",
+    operation_id = "scalePool",
+    request_body = ScalePoolRequest,
+    responses(
+        (status = 200, description = "The pool as it is now", body = Pool)
+    )
+)]
 pub(crate) async fn scale_pool(
     State(api): State<Api>,
     asked: Asked,
@@ -86,6 +169,16 @@ pub(crate) async fn scale_pool(
     api.complete(scaled).await.map(Json)
 }
 
+/// Removes a pool with its warm sandboxes; claimed ones stay.
+#[utoipa::path(
+    delete,
+    path = "/pools/{name}",
+    tag = "pools",
+    operation_id = "removePool",
+    responses(
+        (status = 204, description = "It serves nobody any more")
+    )
+)]
 pub(crate) async fn remove_pool(
     State(api): State<Api>,
     asked: Asked,
@@ -97,6 +190,17 @@ pub(crate) async fn remove_pool(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Gives the caller a sandbox of a template: a warm one, or one that is started for it.
+#[utoipa::path(
+    post,
+    path = "/claims",
+    tag = "pools",
+    operation_id = "claim",
+    request_body = ClaimRequest,
+    responses(
+        (status = 201, description = "It runs", body = Claim)
+    )
+)]
 pub(crate) async fn claim(
     State(api): State<Api>,
     asked: Asked,

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use pinfold_types::api::PAGE_ENTRIES_MAX;
+
 use crate::error::ApiError;
 
 /// Longest query: two paths of the longest kind with every byte escaped.
@@ -84,6 +86,17 @@ impl Query {
                     .map_err(|error: T::Err| wrong(name, text, error))
             })
             .transpose()
+    }
+
+    /// Returns the `limit` of a page.
+    pub(crate) fn page_limit(&self) -> Result<usize, ApiError> {
+        let limit = self.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
+        if (1..=PAGE_ENTRIES_MAX).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(ApiError::invalid(format!(
+            "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
+        )))
     }
 
     /// Returns a value of octal digits.

@@ -5,24 +5,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, delete, get, post, put};
 use pinfold_engine::Engine;
 use pinfold_types::ErrorCode;
 use pinfold_types::id::RequestId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use crate::body;
 use crate::error::{self, ApiError};
 use crate::options::ServerOptions;
 use crate::peer::Peer;
-use crate::{access, execs, files, fleet, keys, pools, sandboxes, stream};
+use crate::query::Query;
+use crate::{access, docs_page, execs, files, fleet, keys, openapi, pools, sandboxes, stream};
 
 /// Name of the header that tells an answer's request id.
-const REQUEST_ID_HEADER: &str = "x-request-id";
+pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -68,69 +71,79 @@ impl Api {
 
 /// Returns the service that answers every request.
 pub(crate) fn router(api: Api) -> Router {
-    let sandbox = Router::new()
-        .route("/", get(sandboxes::get).delete(sandboxes::remove))
-        .route("/start", post(sandboxes::start))
-        .route("/stop", post(sandboxes::stop))
-        .route("/pause", post(sandboxes::pause))
-        .route("/resume", post(sandboxes::resume))
-        .route("/metrics", get(sandboxes::metrics))
-        .route("/exec", post(execs::exec))
-        .route("/execs", post(execs::start).get(execs::list))
-        .route("/execs/{exec_id}", get(execs::get))
-        .route("/execs/{exec_id}/input", post(execs::input))
-        .route("/execs/{exec_id}/resize", post(execs::resize))
-        .route("/execs/{exec_id}/signal", post(execs::signal))
-        .route("/stream", any(stream::events))
-        .route("/attach", any(stream::attach))
-        .route(
-            "/files",
-            get(files::read).put(files::write).delete(files::remove),
-        )
-        .route("/files/stat", get(files::stat))
-        .route("/files/list", get(files::list))
-        .route("/files/mkdir", post(files::make_directory))
-        .route("/files/rename", post(files::rename))
-        .route("/files/tar", get(files::pack).put(files::unpack));
-    let v1 = Router::new()
-        .route("/sandboxes", post(sandboxes::create).get(sandboxes::list))
-        .nest("/sandboxes/{id}", sandbox)
-        .route("/templates", get(pools::list_templates))
-        .route(
-            "/templates/{name}",
-            put(pools::put_template)
-                .get(pools::get_template)
-                .delete(pools::remove_template),
-        )
-        .route("/pools", post(pools::create_pool).get(pools::list_pools))
-        .route(
-            "/pools/{name}",
-            get(pools::get_pool)
-                .patch(pools::scale_pool)
-                .delete(pools::remove_pool),
-        )
-        .route("/claims", post(pools::claim))
-        .route("/keys", post(keys::create).get(keys::list))
-        .route("/keys/{key_id}", delete(keys::revoke))
-        .route("/report", get(fleet::report))
-        .route("/doctor", get(fleet::doctor))
-        .route("/version", get(fleet::version))
-        .route("/health", get(fleet::health));
-    // Four routes also without the prefix, for programs that were written for them.
-    let bare = Router::new()
-        .route("/sandboxes", post(sandboxes::create))
-        .route("/sandboxes/{id}", delete(sandboxes::remove))
-        .route("/sandboxes/{id}/exec", post(execs::exec))
-        .route("/sandboxes/{id}/stream", any(stream::events));
-    Router::new()
-        .nest("/v1", v1)
-        .merge(bare)
+    Router::from(described())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         // Every route has a limit of its own.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(api.clone(), each_request))
         .with_state(api)
+}
+
+/// Returns every route with what its handler says of it.
+///
+/// A handler names its whole path in `#[utoipa::path]`, and here is nothing but a list of them.
+pub(crate) fn described() -> OpenApiRouter<Api> {
+    let v1 = OpenApiRouter::default()
+        .routes(routes!(sandboxes::create, sandboxes::list))
+        .routes(routes!(
+            sandboxes::get,
+            sandboxes::update,
+            sandboxes::remove
+        ))
+        .routes(routes!(sandboxes::start))
+        .routes(routes!(sandboxes::stop))
+        .routes(routes!(sandboxes::pause))
+        .routes(routes!(sandboxes::resume))
+        .routes(routes!(sandboxes::metrics))
+        .routes(routes!(execs::exec))
+        .routes(routes!(execs::start, execs::list))
+        .routes(routes!(execs::get, execs::remove))
+        .routes(routes!(execs::input))
+        .routes(routes!(execs::resize))
+        .routes(routes!(execs::signal))
+        .routes(routes!(stream::events))
+        .routes(routes!(stream::attach))
+        .routes(routes!(files::read, files::write, files::remove))
+        .routes(routes!(files::stat))
+        .routes(routes!(files::list))
+        .routes(routes!(files::watch))
+        .routes(routes!(files::make_directory))
+        .routes(routes!(files::rename))
+        .routes(routes!(files::pack, files::unpack))
+        .routes(routes!(pools::list_templates))
+        .routes(routes!(
+            pools::put_template,
+            pools::get_template,
+            pools::remove_template
+        ))
+        .routes(routes!(pools::create_pool, pools::list_pools))
+        .routes(routes!(
+            pools::get_pool,
+            pools::scale_pool,
+            pools::remove_pool
+        ))
+        .routes(routes!(pools::claim))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(fleet::report))
+        .routes(routes!(fleet::doctor))
+        .routes(routes!(fleet::version))
+        .routes(routes!(fleet::health))
+        .routes(routes!(fleet::ready))
+        .routes(routes!(openapi::document));
+    // Four routes also without the prefix, for programs that were written for them.
+    let bare = OpenApiRouter::default()
+        .routes(routes!(sandboxes::create))
+        .routes(routes!(sandboxes::remove))
+        .routes(routes!(execs::exec))
+        .routes(routes!(stream::events))
+        .routes(routes!(openapi::document))
+        .routes(routes!(docs_page::docs))
+        .routes(routes!(docs_page::style));
+    OpenApiRouter::with_openapi(openapi::empty())
+        .nest("/v1", v1)
+        .merge(bare)
 }
 
 /// Gives a request its id, asks the gate, finishes errors, and writes the log.
@@ -147,7 +160,10 @@ async fn each_request(State(api): State<Api>, mut request: Request, next: Next) 
     let response = match (access::preflight(&api, &request), admitted) {
         (Some(answer), _) => answer,
         (None, Err(error)) => error.into_response(),
-        (None, Ok(_)) => next.run(request).await,
+        (None, Ok(_)) => match unknown_query(&mut request).await {
+            Some(error) => error.into_response(),
+            None => next.run(request).await,
+        },
     };
     let mut response = error::finish(response, &request_id);
     access::allow_origin(&api, origin.as_deref(), &mut response);
@@ -166,6 +182,22 @@ async fn each_request(State(api): State<Api>, mut request: Request, next: Next) 
         "request"
     );
     response
+}
+
+/// Refuses a query of a route that takes none; the others look at theirs themselves.
+async fn unknown_query(request: &mut Request) -> Option<ApiError> {
+    let query = request.uri().query().filter(|query| !query.is_empty())?;
+    let path = request.extensions().get::<MatchedPath>()?;
+    let method = match *request.method() {
+        Method::HEAD => &Method::GET,
+        ref method => method,
+    };
+    if !openapi::takes_no_query(method.as_str(), path.as_str()) {
+        return None;
+    }
+    let refusal = Query::read(Some(query), &[], &[]).err()?;
+    body::discard(request.body_mut()).await;
+    Some(refusal)
 }
 
 async fn unknown_route(request: Request) -> ApiError {

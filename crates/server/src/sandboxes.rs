@@ -8,16 +8,16 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use pinfold_engine::ListFilter;
+use pinfold_engine::{Caller, Engine, EngineError, ListFilter, OnceKey, OnceKeyError, Outcome};
 use pinfold_types::api::{
-    CreateLine, CreateSandboxRequest, Metrics, PAGE_ENTRIES_MAX, Removed, Sandbox, SandboxList,
-    StopRequest,
+    CreateLine, CreateSandboxRequest, Metrics, Removed, Sandbox, SandboxList, StopRequest,
+    UpdateSandboxRequest,
 };
 use pinfold_types::state::StateError;
-use pinfold_types::{SandboxState, spec};
+use pinfold_types::{SandboxId, SandboxState, spec};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
@@ -30,6 +30,12 @@ use crate::router::Api;
 /// What a caller accepts that wants to see a creation's progress.
 const LINES_TYPE: &str = "application/x-ndjson";
 
+/// Name of the header that makes a creation one that is made once.
+const KEY_HEADER: &str = "idempotency-key";
+
+/// Name of the header that says that an earlier request made the sandbox.
+const REPLAYED_HEADER: &str = "idempotency-replayed";
+
 /// Most lines of progress that a slow reader leaves waiting.
 const PROGRESS_LINES_MAX: usize = 64;
 
@@ -40,6 +46,25 @@ const STILL_THERE: Duration = Duration::from_secs(10);
 /// gigabyte.
 const PAGE_BYTES_MAX: usize = 16 << 20;
 
+/// Makes a sandbox and answers when its agent has answered.
+///
+/// With `Accept: application/x-ndjson` the answer is 200 and one JSON object per line: any number of
+/// `progress`, then `sandbox` or `error`; an empty line now and then says that it goes on.
+///
+/// With the header `Idempotency-Key` the same request makes one sandbox within a day, however often
+/// it is sent; a repetition is answered with the header `Idempotency-Replayed: true`.
+#[utoipa::path(
+    post,
+    path = "/sandboxes",
+    tag = "sandboxes",
+    operation_id = "createSandbox",
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable characters without spaces, of your own making", pattern = "^[!-~]{1,255}$")),
+    request_body = CreateSandboxRequest,
+    responses(
+        (status = 201, description = "It runs", body = Sandbox),
+        (status = 200, description = "What is being done, line by line", body = CreateLine, content_type = "application/x-ndjson")
+    )
+)]
 pub(crate) async fn create(
     State(api): State<Api>,
     asked: Asked,
@@ -50,25 +75,76 @@ pub(crate) async fn create(
         .get_all(ACCEPT)
         .iter()
         .any(|accept| accept.to_str().is_ok_and(|text| text.contains(LINES_TYPE)));
+    let wanted = Wanted {
+        key: once_key(&headers)?,
+        request,
+    };
     if wants_lines {
-        return Ok(create_in_lines(api, asked, request));
+        return Ok(create_in_lines(api, asked, wanted));
     }
     let engine = api.engine.clone();
-    let sandbox = api
-        .complete(async move { engine.create(&asked.caller, request, None).await })
+    let outcome = api
+        .complete(async move { wanted.make(&engine, &asked.caller, None).await })
         .await?;
-    Ok((StatusCode::CREATED, Json(sandbox)).into_response())
+    let mut response = (StatusCode::CREATED, Json(outcome.sandbox)).into_response();
+    if outcome.replayed {
+        let value = HeaderValue::from_static("true");
+        response.headers_mut().insert(REPLAYED_HEADER, value);
+    }
+    Ok(response)
 }
 
-fn create_in_lines(api: Api, asked: Asked, request: CreateSandboxRequest) -> Response {
+fn once_key(headers: &HeaderMap) -> Result<Option<OnceKey>, ApiError> {
+    let mut keys = headers.get_all(KEY_HEADER).iter();
+    let Some(key) = keys.next() else {
+        return Ok(None);
+    };
+    if keys.next().is_some() {
+        return Err(ApiError::invalid("`Idempotency-Key` stands twice"));
+    }
+    let refused = |error: OnceKeyError| ApiError::invalid(error.to_string());
+    key.to_str()
+        .unwrap_or_default()
+        .parse()
+        .map(Some)
+        .map_err(refused)
+}
+
+/// A sandbox to make, perhaps once only.
+struct Wanted {
+    key: Option<OnceKey>,
+    request: CreateSandboxRequest,
+}
+
+impl Wanted {
+    async fn make(
+        self,
+        engine: &Engine,
+        caller: &Caller,
+        progress: Option<mpsc::Sender<String>>,
+    ) -> Result<Outcome, EngineError> {
+        if let Some(key) = &self.key {
+            return engine
+                .create_once(caller, key, self.request, progress)
+                .await;
+        }
+        let sandbox = engine.create(caller, self.request, progress).await?;
+        Ok(Outcome {
+            sandbox,
+            replayed: false,
+        })
+    }
+}
+
+fn create_in_lines(api: Api, asked: Asked, wanted: Wanted) -> Response {
     let (sender, receiver) = mpsc::channel(PROGRESS_LINES_MAX);
     let work = tokio::spawn(async move {
         let engine = api.engine.clone();
         let created = api
-            .complete(async move { engine.create(&asked.caller, request, Some(sender)).await })
+            .complete(async move { wanted.make(&engine, &asked.caller, Some(sender)).await })
             .await;
         match created {
-            Ok(sandbox) => CreateLine::Sandbox(Box::new(sandbox)),
+            Ok(outcome) => CreateLine::Sandbox(Box::new(outcome.sandbox)),
             Err(error) => CreateLine::Error(Box::new(error.detail(&asked.request_id))),
         }
     });
@@ -115,6 +191,24 @@ fn line(line: &CreateLine) -> Bytes {
     Bytes::from(text)
 }
 
+/// Lists sandboxes, oldest first.
+#[utoipa::path(
+    get,
+    path = "/sandboxes",
+    tag = "sandboxes",
+    operation_id = "listSandboxes",
+    params(
+        ("state" = Option<Vec<SandboxState>>, Query, description = "Only these states; may stand several times"),
+        ("label" = Option<Vec<String>>, Query, description = "Only those with this label, as NAME=VALUE; may stand several times"),
+        ("all" = Option<bool>, Query, description = "Stopped ones too"),
+        ("warm" = Option<bool>, Query, description = "Those that wait in pools instead, for admins"),
+        ("after" = Option<SandboxId>, Query, description = "The `next` of the page before"),
+        ("limit" = Option<u64>, Query, description = "Most entries of the page", minimum = 1, maximum = 1000)
+    ),
+    responses(
+        (status = 200, description = "One page", body = SandboxList)
+    )
+)]
 pub(crate) async fn list(
     State(api): State<Api>,
     asked: Asked,
@@ -146,19 +240,13 @@ fn list_filter(query: Option<&str>) -> Result<ListFilter, ApiError> {
             spec::LABELS_MAX
         )));
     }
-    let limit = query.parsed("limit")?.unwrap_or(PAGE_ENTRIES_MAX);
-    if limit == 0 || limit > PAGE_ENTRIES_MAX {
-        return Err(ApiError::invalid(format!(
-            "`limit` is {limit}, which is outside 1 to {PAGE_ENTRIES_MAX}"
-        )));
-    }
     Ok(ListFilter {
         states: states.map_err(|error| ApiError::invalid(error.to_string()))?,
         all: query.flag("all")?.unwrap_or(false),
         warm: query.flag("warm")?.unwrap_or(false),
         labels,
         after: query.parsed("after")?,
-        limit,
+        limit: query.page_limit()?,
     })
 }
 
@@ -196,6 +284,16 @@ impl std::io::Write for Size {
     }
 }
 
+/// Shows a sandbox.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "getSandbox",
+    responses(
+        (status = 200, description = "The sandbox", body = Sandbox)
+    )
+)]
 pub(crate) async fn get(
     State(api): State<Api>,
     asked: Asked,
@@ -204,6 +302,40 @@ pub(crate) async fn get(
     Ok(Json(api.engine.get(&asked.caller, &target).await?))
 }
 
+/// Changes labels, environment, deadlines and limits of a sandbox in any state.
+#[utoipa::path(
+    patch,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "updateSandbox",
+    request_body = UpdateSandboxRequest,
+    responses((status = 200, description = "It is changed", body = Sandbox))
+)]
+pub(crate) async fn update(
+    State(api): State<Api>,
+    asked: Asked,
+    Target(target): Target,
+    JsonBody(request): JsonBody<UpdateSandboxRequest>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let engine = api.engine.clone();
+    api.complete(async move { engine.update(&asked.caller, &target, request).await })
+        .await
+        .map(Json)
+}
+
+/// Removes a sandbox with everything of it.
+#[utoipa::path(
+    delete,
+    path = "/sandboxes/{id}",
+    tag = "sandboxes",
+    operation_id = "removeSandbox",
+    params(
+        ("keep_persist" = Option<bool>, Query, description = "Keep its persist directory on the host")
+    ),
+    responses(
+        (status = 200, description = "Nothing is left but what was asked to be kept", body = Removed)
+    )
+)]
 pub(crate) async fn remove(
     State(api): State<Api>,
     asked: Asked,
@@ -221,6 +353,16 @@ pub(crate) async fn remove(
     }))
 }
 
+/// Starts a stopped or failed sandbox from its disk.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/start",
+    tag = "sandboxes",
+    operation_id = "startSandbox",
+    responses(
+        (status = 200, description = "It runs", body = Sandbox)
+    )
+)]
 pub(crate) async fn start(
     State(api): State<Api>,
     asked: Asked,
@@ -232,6 +374,17 @@ pub(crate) async fn start(
         .map(Json)
 }
 
+/// Stops a sandbox and keeps its disk.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/stop",
+    tag = "sandboxes",
+    operation_id = "stopSandbox",
+    request_body(content = Option<StopRequest>, content_type = "application/json"),
+    responses(
+        (status = 200, description = "It is stopped", body = Sandbox)
+    )
+)]
 pub(crate) async fn stop(
     State(api): State<Api>,
     asked: Asked,
@@ -244,6 +397,16 @@ pub(crate) async fn stop(
         .map(Json)
 }
 
+/// Freezes a sandbox in memory.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/pause",
+    tag = "sandboxes",
+    operation_id = "pauseSandbox",
+    responses(
+        (status = 200, description = "It is frozen", body = Sandbox)
+    )
+)]
 pub(crate) async fn pause(
     State(api): State<Api>,
     asked: Asked,
@@ -255,6 +418,16 @@ pub(crate) async fn pause(
         .map(Json)
 }
 
+/// Lets a frozen sandbox go on.
+#[utoipa::path(
+    post,
+    path = "/sandboxes/{id}/resume",
+    tag = "sandboxes",
+    operation_id = "resumeSandbox",
+    responses(
+        (status = 200, description = "It runs", body = Sandbox)
+    )
+)]
 pub(crate) async fn resume(
     State(api): State<Api>,
     asked: Asked,
@@ -266,6 +439,16 @@ pub(crate) async fn resume(
         .map(Json)
 }
 
+/// Asks the agent of a sandbox what it uses.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/metrics",
+    tag = "sandboxes",
+    operation_id = "getSandboxMetrics",
+    responses(
+        (status = 200, description = "What the agent says", body = Metrics)
+    )
+)]
 pub(crate) async fn metrics(
     State(api): State<Api>,
     asked: Asked,

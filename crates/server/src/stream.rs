@@ -1,14 +1,16 @@
-//! The two streams of an exec over WebSocket: its events as JSON, and frames both ways.
+//! The two streams of an exec: its events as JSON, over WebSocket or as server-sent events, and
+//! frames both ways over WebSocket.
 //!
 //! A reader that is slow waits in its own socket: the engine tells it with a `dropped` event what it
 //! has missed. The exec goes on when its readers leave.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
@@ -19,14 +21,13 @@ use pinfold_types::exec::EventMessage;
 use pinfold_types::frame::{FRAME_BYTES_MAX, InputFrame, OutputFrame};
 use pinfold_types::{ApiErrorBody, ErrorCode, ExecEvent, ExecId, SandboxId};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::error::ApiError;
 use crate::query::Query;
 use crate::request::{Asked, Target};
 use crate::router::Api;
-
-/// Time between pings, which keep whatever stands in between from closing a silent stream.
-const PING_EVERY: Duration = Duration::from_secs(30);
+use crate::sse;
 
 /// Longest message from a caller: a frame with its kind byte, and some room.
 const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + 64;
@@ -42,16 +43,47 @@ const REFUSALS_MAX: usize = 8;
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
-/// Streams an exec's events as JSON objects.
+/// Streams an exec's events.
+///
+/// Over WebSocket each text message is one JSON object (`EventMessage`). With the header
+/// `Accept: text/event-stream` they are server-sent events whose `id` is the event's number;
+/// `Last-Event-ID` goes on behind it, and 204 says that there is nothing more.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/stream",
+    tag = "execs",
+    operation_id = "streamEvents",
+    params(
+        ("exec_id" = ExecId, Query, description = "The exec"),
+        ("from_seq" = Option<u64>, Query, description = "Where to begin; the first event has number 1"),
+        ("follow" = Option<bool>, Query, description = "Go on with what comes later; true when absent")
+    ),
+    responses(
+        (status = 101, description = "The WebSocket begins"),
+        (status = 200, description = "The events, as asked by `Accept`", body = EventMessage, content_type = "text/event-stream"),
+        (status = 204, description = "The exec has ended, and the reader has seen all"),
+        (status = 426, description = "There was no upgrade", body = ApiErrorBody)
+    )
+)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one for each part of the request"
+)]
 pub(crate) async fn events(
     State(api): State<Api>,
     asked: Asked,
     Target(target): Target,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
+    if sse::wanted(&headers) {
+        let seen = sse::last_event(&headers)?;
+        return server_sent(Stream::open(api, asked, target, (query.as_deref(), seen)).await?)
+            .await;
+    }
     let upgrade = upgraded(upgrade)?;
-    let stream = Stream::open(api, asked, target, query.as_deref()).await?;
+    let stream = Stream::open(api, asked, target, (query.as_deref(), None)).await?;
     let sandbox = stream
         .api
         .engine
@@ -64,7 +96,47 @@ pub(crate) async fn events(
     Ok(accept(upgrade, stream, form))
 }
 
-/// Streams an exec's events as frames and takes its input, size and signals.
+async fn server_sent(stream: Stream) -> Result<Response, ApiError> {
+    let Stream {
+        api,
+        asked,
+        target,
+        exec_id,
+        reader,
+        beyond,
+    } = stream;
+    let engine = &api.engine;
+    let sandbox = engine.get(&asked.caller, &target).await?;
+    if let Some(seen) = beyond {
+        let exec = engine.exec_get(&asked.caller, &target, &exec_id).await?;
+        if exec.exit.is_some() && seen >= exec.last_seq {
+            return Ok(sse::nothing_more());
+        }
+    }
+    Ok(sse::journal(
+        &api,
+        asked.request_id,
+        (sandbox.id, exec_id),
+        reader,
+    ))
+}
+
+/// Streams an exec's events as binary frames and takes its input, size and signals, over WebSocket.
+#[utoipa::path(
+    get,
+    path = "/sandboxes/{id}/attach",
+    tag = "execs",
+    operation_id = "attach",
+    params(
+        ("exec_id" = ExecId, Query, description = "The exec"),
+        ("from_seq" = Option<u64>, Query, description = "Where to begin; the first event has number 1"),
+        ("follow" = Option<bool>, Query, description = "Go on with what comes later; true when absent")
+    ),
+    responses(
+        (status = 101, description = "The stream begins"),
+        (status = 426, description = "There was no upgrade", body = ApiErrorBody)
+    )
+)]
 pub(crate) async fn attach(
     State(api): State<Api>,
     asked: Asked,
@@ -73,13 +145,14 @@ pub(crate) async fn attach(
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let upgrade = upgraded(upgrade)?;
-    let stream = Stream::open(api, asked, target, query.as_deref()).await?;
+    let stream = Stream::open(api, asked, target, (query.as_deref(), None)).await?;
     Ok(accept(upgrade, stream, Form::Frames))
 }
 
 fn upgraded(upgrade: Upgrade) -> Result<WebSocketUpgrade, ApiError> {
     upgrade.map_err(|rejection| {
         ApiError::invalid("this route is a WebSocket: ask for an upgrade")
+            .hint("events are also there with `Accept: text/event-stream`")
             .status(StatusCode::UPGRADE_REQUIRED)
             .caused_by(rejection)
     })
@@ -133,6 +206,8 @@ struct Stream {
     target: String,
     exec_id: ExecId,
     reader: EventReader,
+    /// The event that the reader saw last, when it comes back.
+    beyond: Option<u64>,
 }
 
 /// Why a stream has ended.
@@ -151,14 +226,15 @@ impl Stream {
         api: Api,
         asked: Asked,
         target: String,
-        query: Option<&str>,
+        (query, beyond): (Option<&str>, Option<u64>),
     ) -> Result<Self, ApiError> {
         let query = Query::read(query, &["exec_id", "from_seq", "follow"], &[])?;
         query.required("exec_id")?;
         let exec_id: ExecId = query
             .parsed("exec_id")?
             .ok_or_else(|| ApiError::invalid("the query lacks `exec_id`"))?;
-        let from_seq = query.parsed("from_seq")?.unwrap_or(0);
+        let named = query.parsed("from_seq")?.unwrap_or(0);
+        let from_seq = beyond.map_or(named, |seen| seen.saturating_add(1));
         let follow = query.flag("follow")?.unwrap_or(true);
         let reader = api
             .engine
@@ -170,6 +246,7 @@ impl Stream {
             target,
             exec_id,
             reader,
+            beyond,
         })
     }
 
@@ -180,6 +257,7 @@ impl Stream {
             target,
             exec_id,
             reader,
+            beyond: _,
         } = self;
         let (sink, mut stream) = socket.split();
         let (refusals, refused) = mpsc::channel(REFUSALS_MAX);
@@ -188,18 +266,22 @@ impl Stream {
             reader,
             refused,
             form,
+            ping_every: api.options.heartbeat,
         };
+        let heard = AtomicBool::new(true);
         let input = Input {
             api: &api,
             asked: &asked,
             target: &target,
             exec_id: &exec_id,
             refusals,
+            heard: &heard,
         };
         let takes_input = matches!(output.form, Form::Frames);
         let ended = tokio::select! {
             ended = output.run() => ended,
             () = input.run(&mut stream, takes_input) => Ended::Gone,
+            () = silence(&heard, api.options.silence_max) => Ended::Gone,
             () = api.shutdown.cancelled() => Ended::Failed(Box::new(ApiError::shutting_down())),
         };
         let (code, last) = match ended {
@@ -214,6 +296,19 @@ impl Stream {
             }
         };
         close(output.sink, stream, code, last).await;
+    }
+}
+
+/// Waits until the other end has been silent, pongs included, for a whole interval.
+async fn silence(heard: &AtomicBool, silence_max: Duration) {
+    let mut interval = tokio::time::interval(silence_max);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval.reset();
+    loop {
+        interval.tick().await;
+        if !heard.swap(false, Ordering::Relaxed) {
+            return;
+        }
     }
 }
 
@@ -253,12 +348,13 @@ struct Output {
     reader: EventReader,
     refused: mpsc::Receiver<Message>,
     form: Form,
+    ping_every: Duration,
 }
 
 impl Output {
     /// Sends events until the last, and what input was refused in between.
     async fn run(&mut self) -> Ended {
-        let mut ping = tokio::time::interval(PING_EVERY);
+        let mut ping = tokio::time::interval(self.ping_every);
         ping.reset();
         loop {
             // Events that are there already share one write.
@@ -308,6 +404,8 @@ struct Input<'a> {
     target: &'a str,
     exec_id: &'a ExecId,
     refusals: mpsc::Sender<Message>,
+    /// Set whenever something comes in.
+    heard: &'a AtomicBool,
 }
 
 impl Input<'_> {
@@ -329,6 +427,7 @@ impl Input<'_> {
         takes_input: bool,
     ) {
         while let Some(Ok(message)) = stream.next().await {
+            self.heard.store(true, Ordering::Relaxed);
             let bytes = match message {
                 Message::Binary(bytes) if takes_input => bytes,
                 Message::Close(_) => return,

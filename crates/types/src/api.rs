@@ -1,6 +1,10 @@
 //! Requests and responses of the public API under `/v1`.
 
 pub mod keys;
+mod pools;
+mod ready;
+mod update;
+mod watch;
 
 use std::collections::BTreeMap;
 
@@ -14,19 +18,21 @@ use crate::principal::Principal;
 use crate::spec::{IsolationTier, SandboxSpec};
 use crate::state::SandboxState;
 
-mod pools;
-
 pub use pools::{
     Claim, ClaimRequest, CreatePoolRequest, Given, Origin, POOL_SIZE_MAX, Pool, PoolList,
     PoolMetrics, PoolSize, PoolSizeError, ScalePoolRequest, Template, TemplateList,
     TemplateRequest, TemplateUse,
 };
+pub use ready::Readiness;
+pub use update::{DeadlinesUpdate, UpdateSandboxRequest};
+pub use watch::{FileChange, FileChangeKind};
 
 /// Most entries of one page of a list.
 pub const PAGE_ENTRIES_MAX: usize = 1000;
 
 /// `POST /v1/sandboxes`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(
     deny_unknown_fields,
     default,
@@ -49,6 +55,7 @@ pub struct CreateSandboxRequest {
 
 /// One sandbox as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
@@ -83,6 +90,7 @@ pub struct Sandbox {
 
 /// What a sandbox really got, so that nothing is silently weaker than it looks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Granted {
     /// The driver.
@@ -99,6 +107,7 @@ pub struct Granted {
 
 /// `GET /v1/sandboxes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SandboxList {
     /// One page, oldest first.
     pub sandboxes: Vec<Sandbox>,
@@ -109,6 +118,7 @@ pub struct SandboxList {
 
 /// Answer of `DELETE /v1/sandboxes/{id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Removed {
     /// Where the persist directory is kept on the host, when it was asked for and there is one.
@@ -118,6 +128,7 @@ pub struct Removed {
 
 /// `POST /v1/sandboxes/{id}/stop`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopRequest {
     /// Milliseconds between the polite and the final signal; 10 s when absent.
@@ -127,6 +138,7 @@ pub struct StopRequest {
 
 /// `POST /v1/sandboxes/{id}/exec` and `/execs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecRequest {
     /// Program and arguments.
@@ -171,6 +183,7 @@ impl From<ExecRequest> for ExecSpec {
 
 /// One exec as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Exec {
     /// Its id.
     pub exec_id: ExecId,
@@ -192,13 +205,18 @@ pub struct Exec {
 
 /// `GET /v1/sandboxes/{id}/execs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecList {
-    /// Newest last.
+    /// One page, oldest first.
     pub execs: Vec<Exec>,
+    /// Pass as `after` for the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<ExecId>,
 }
 
 /// Answer of a synchronous exec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExecResult {
     /// The exec.
     pub exec_id: ExecId,
@@ -227,6 +245,7 @@ pub struct ExecResult {
 
 /// `POST /v1/sandboxes/{id}/execs/{exec_id}/signal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SignalRequest {
     /// Signal number.
@@ -238,6 +257,7 @@ pub struct SignalRequest {
 
 /// What the agent says of its sandbox, with the field names of its `/metrics`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Metrics {
     /// For people, as in `2m 34s`.
     pub uptime: String,
@@ -262,6 +282,7 @@ pub struct Metrics {
 
 /// One line of the fleet report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReportLine {
     /// The sandbox.
     pub id: SandboxId,
@@ -279,6 +300,7 @@ pub struct ReportLine {
 
 /// `GET /v1/report`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Report {
     /// One line for each sandbox that is not stopped.
     pub sandboxes: Vec<ReportLine>,
@@ -286,6 +308,7 @@ pub struct Report {
 
 /// `GET /v1/doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DoctorReport {
     /// Everything that was looked at.
     pub findings: Vec<Finding>,
@@ -295,6 +318,7 @@ pub struct DoctorReport {
 
 /// `GET /v1/version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Version {
     /// Version of the daemon.
     pub version: String,
@@ -306,6 +330,7 @@ pub struct Version {
 
 /// Metadata of a file inside, as `…/files/stat` and `…/files/list` answer it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileInfo {
     /// Last component.
     pub name: String,
@@ -328,6 +353,7 @@ pub struct FileInfo {
 
 /// `GET /v1/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Health {
     /// `ok` whenever there is an answer.
     pub status: String,
@@ -352,6 +378,7 @@ pub struct ListQuery {
 
 /// One line of the answer to a creation that asked for `application/x-ndjson`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CreateLine {
     /// What is being done, for people.
@@ -364,6 +391,7 @@ pub enum CreateLine {
 
 /// `GET /v1/sandboxes/{id}/files/list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileList {
     /// One page, by name.
     pub entries: Vec<FileInfo>,
@@ -374,6 +402,7 @@ pub struct FileList {
 
 /// Answer of `PUT /v1/sandboxes/{id}/files`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileWritten {
     /// Bytes written.
     pub bytes: u64,
@@ -381,6 +410,7 @@ pub struct FileWritten {
 
 /// Answer of `PUT /v1/sandboxes/{id}/files/tar`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Unpacked {
     /// Entries unpacked.
     pub entries: u64,
@@ -388,6 +418,7 @@ pub struct Unpacked {
 
 /// `POST /v1/sandboxes/{id}/files/mkdir`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MakeDirectoryRequest {
     /// Absolute path inside.
@@ -402,6 +433,7 @@ pub struct MakeDirectoryRequest {
 
 /// `POST /v1/sandboxes/{id}/files/rename`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RenameRequest {
     /// Absolute path inside.

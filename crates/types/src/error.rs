@@ -27,6 +27,7 @@ macro_rules! error_codes {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $status:literal, $actor:ident, $retry:literal;)*) => {
         /// What went wrong, as callers may depend on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[serde(rename_all = "snake_case")]
         pub enum ErrorCode { $($(#[doc = $doc])* $name,)* }
 
@@ -64,6 +65,7 @@ macro_rules! error_codes {
 
 /// Who can mend an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// The caller, by another request.
@@ -108,6 +110,8 @@ error_codes! {
     InvalidImage = "invalid_image", 422, User, false;
     /// The user is not known inside the sandbox.
     UnknownUser = "unknown_user", 422, User, false;
+    /// The idempotency key was used for another request.
+    IdempotencyMismatch = "idempotency_mismatch", 422, User, false;
     /// A limit of pinfold's own is reached.
     LimitExceeded = "limit_exceeded", 429, User, true;
     /// A quota of the caller's principal is used up.
@@ -144,6 +148,7 @@ impl fmt::Display for ErrorCode {
 
 /// The body of every error answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ApiErrorBody {
     /// The error.
     pub error: ApiErrorDetail,
@@ -151,12 +156,14 @@ pub struct ApiErrorBody {
 
 /// What an error answer says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ApiErrorDetail {
     /// Stable code.
     pub code: ErrorCode,
     /// One sentence for people.
     pub message: String,
     /// Further facts, as the code documents them.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub details: serde_json::Value,
     /// What to do next.

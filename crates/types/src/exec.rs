@@ -9,6 +9,7 @@ use crate::spec::{ENVIRONMENT_BYTES_MAX, SpecError, check_environment, check_gue
 
 /// What a caller asks to be run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecSpec {
     /// Program and arguments.
@@ -75,15 +76,19 @@ impl ExecSpec {
 
 /// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TerminalSize {
     /// Width.
+    #[cfg_attr(feature = "openapi", schema(maximum = 65_535))]
     pub columns: u16,
     /// Height.
+    #[cfg_attr(feature = "openapi", schema(maximum = 65_535))]
     pub rows: u16,
 }
 
 /// Where output came from. A terminal has only standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OutputStream {
     /// Standard output, or the terminal.
@@ -129,6 +134,7 @@ pub enum EventKind {
 
 /// How an exec ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ExecExit {
     /// Exit code, when it exited by itself.
@@ -177,6 +183,7 @@ impl ExecExit {
 
 /// A journal event as the API writes it, one JSON object each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EventMessage {
     /// The sandbox.
     pub sandbox_id: SandboxId,

@@ -34,6 +34,11 @@ pub enum NameError {
 ///
 /// Matches `[a-z]([a-z0-9-]{0,40}[a-z0-9])?` and never looks like an id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxName(String);
 

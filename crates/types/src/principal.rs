@@ -25,6 +25,11 @@ pub struct PrincipalError {
 ///
 /// Has the pattern of sandbox names, so it is never taken for a user of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct PrincipalName(String);
 
@@ -135,6 +140,7 @@ pub struct RoleError {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Sees what its principal owns and changes nothing.
@@ -179,6 +185,20 @@ impl FromStr for Role {
             })
     }
 }
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Principal {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::schema::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some("`uid:1000` for a user of the host, else a name"))
+            .pattern(Some("^(uid:[0-9]+|[a-z]([a-z0-9-]{0,40}[a-z0-9])?)$"))
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Principal {}
 
 #[cfg(test)]
 mod tests {

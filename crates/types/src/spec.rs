@@ -22,6 +22,7 @@ pub const LABELS_MAX: usize = 64;
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
 )]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum IsolationTier {
     /// A plain child process: for tests only, nothing is isolated.
@@ -37,6 +38,7 @@ pub enum IsolationTier {
 
 /// Everything that a sandbox is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSpec {
     /// Root filesystem: `host`, a directory, or a tarball of a root filesystem.
@@ -92,6 +94,7 @@ impl Default for SandboxSpec {
 
 /// Limits that the caller named (absent: the best default that this host can give) and weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Most CPU time per time.
@@ -119,6 +122,7 @@ pub struct Resources {
 
 /// One host path made visible inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MountSpec {
     /// Absolute path on the host.
@@ -195,6 +199,7 @@ pub fn check_guest_path(path: &str) -> Result<(), &'static str> {
 
 /// What ends or suspends a sandbox by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Deadlines {
     /// Longest life since creation in milliseconds.
@@ -202,7 +207,8 @@ pub struct Deadlines {
     pub lifetime_ms: Option<u64>,
     /// What happens then.
     pub lifetime_action: DeadlineAction,
-    /// Longest time without activity in milliseconds; absent is for ever.
+    /// Longest time without activity in milliseconds; absent in a request is the daemon's default,
+    /// 0 is for ever. Absent in an answer is for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_ms: Option<u64>,
     /// What happens then.
@@ -222,6 +228,7 @@ impl Default for Deadlines {
 
 /// What a deadline does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeadlineAction {
     /// Remove the sandbox with its disk.
@@ -251,6 +258,7 @@ impl FromStr for DeadlineAction {
 
 /// A language whose programs `--file`, `--hello` and `--language` know how to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Language {
     /// Python 3.

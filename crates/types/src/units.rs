@@ -24,6 +24,7 @@ const FRACTION_DIGITS_MAX: usize = 12;
 ///
 /// Parses `512`, `64k`, `256m`, `1.5g`, `2t` with an optional `b`, `i` or `ib` (all powers of 1024).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
@@ -101,6 +102,7 @@ const MILLI_MAX: u32 = 4_000_000_000;
 
 /// Thousandths of a CPU. Parses `0.5`, `2` and `250m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct MilliCpu(pub u32);
 

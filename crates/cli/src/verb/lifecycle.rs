@@ -85,7 +85,7 @@ pub(super) fn tell_where(context: &Context, name: &str, removed: &Removed) {
 }
 
 /// Does something to each, tells what failed, and ends with whether anything did.
-async fn each<F>(context: &Context, targets: Vec<Target>, act: F) -> Result<u8, CliError>
+pub(super) async fn each<F>(context: &Context, targets: Vec<Target>, act: F) -> Result<u8, CliError>
 where
     F: AsyncFn(Target) -> Result<Option<Sandbox>, ClientError>,
 {

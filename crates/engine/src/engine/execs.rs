@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pinfold_driver::AgentClient;
-use pinfold_types::api::{Exec, ExecList, SignalRequest};
+use pinfold_types::api::{Exec, ExecList, PAGE_ENTRIES_MAX, SignalRequest};
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::{ErrorCode, ExecExit, ExecId, ExecSpec, SandboxState};
 
 use super::{Engine, Result};
 use crate::activity::Lease;
-use crate::caller::Caller;
+use crate::caller::{Caller, ExecFilter};
 use crate::entry::{Entry, Live};
 use crate::error::EngineError;
 use crate::exec::{ExecCell, Starting};
@@ -57,16 +57,47 @@ impl Engine {
     ///
     /// Returns [`EngineError`] with the code that says why.
     pub async fn exec_list(&self, caller: &Caller, target: &str) -> Result<ExecList> {
+        let everything = ExecFilter {
+            limit: usize::MAX,
+            ..ExecFilter::default()
+        };
+        self.exec_page(caller, target, &everything).await
+    }
+
+    /// Lists execs of a sandbox, newest last. It does not count as use.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError`] with the code that says why.
+    pub async fn exec_page(
+        &self,
+        caller: &Caller,
+        target: &str,
+        filter: &ExecFilter,
+    ) -> Result<ExecList> {
+        let most = match filter.limit {
+            0 => PAGE_ENTRIES_MAX,
+            limit => limit,
+        };
         let entry = self.core.find(caller, target)?;
         let rows = self.core.store.execs(&entry.id).await?;
-        let execs = rows
+        let mut wanted = rows
             .iter()
+            .filter(|row| filter.after.as_ref().is_none_or(|after| row.id > *after))
             .map(|row| match entry.exec(&row.id) {
                 Some(cell) => cell.row_now().shown(),
                 None => row.shown(),
             })
-            .collect();
-        Ok(ExecList { execs })
+            .filter(|exec| {
+                let running = exec.exit.is_none();
+                filter.running.is_none_or(|wanted| wanted == running)
+            });
+        let execs: Vec<Exec> = wanted.by_ref().take(most).collect();
+        let next = match (wanted.next(), execs.last()) {
+            (Some(_), Some(last)) => Some(last.exec_id.clone()),
+            _ => None,
+        };
+        Ok(ExecList { execs, next })
     }
 
     /// Returns an exec. It does not count as use.
@@ -257,7 +288,7 @@ impl Engine {
     }
 
     /// Finds an exec that has not ended and takes hold of its sandbox.
-    async fn reach(
+    pub(super) async fn reach(
         &self,
         caller: &Caller,
         target: &str,

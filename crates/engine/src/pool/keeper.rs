@@ -176,6 +176,7 @@ async fn make(core: Arc<Core>, pool: Arc<Pool>, template: Arc<TemplateRow>) -> M
     let entry = admit(&core, &pool, &template)?;
     let made = entry.ask(|reply| Message::Create {
         progress: None,
+        once: None,
         reply,
     });
     made.await?;

@@ -16,7 +16,7 @@ use pinfold_types::{Principal, SandboxId, SandboxName, SandboxSpec, SandboxState
 use super::Keeper;
 use crate::error::{EngineError, chain};
 use crate::pool::Provenance;
-use crate::store::SandboxRow;
+use crate::store::{Once, SandboxRow};
 
 /// What a caller wants a warm sandbox to be.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub(crate) struct Binding {
     pub(crate) version: u32,
     /// What its new owner may have.
     pub(crate) quotas: Quotas,
+    /// The idempotency key that it is asked for with.
+    pub(crate) once: Option<Once>,
 }
 
 /// What became of a claim.
@@ -69,7 +71,7 @@ impl Keeper {
             (former.owner.clone(), former.name.clone()),
             (row.owner.clone(), row.name.clone()),
         );
-        match self.bind(&live.instance, &former, row).await {
+        match self.bind(&live.instance, &former, row, binding.once).await {
             Ok(()) => {
                 self.entry.activity.touch();
                 self.publish();
@@ -95,6 +97,7 @@ impl Keeper {
         instance: &Arc<dyn Instance>,
         former: &SandboxRow,
         row: SandboxRow,
+        once: Option<Once>,
     ) -> Result<(), EngineError> {
         let provenance = row.provenance.clone();
         let limits = row.spec.resources != former.spec.resources;
@@ -111,7 +114,7 @@ impl Keeper {
             self.row = row;
         }
         self.row.provenance = Provenance::clone(&provenance);
-        self.core.store.save(&self.row).await?;
+        self.core.store.save_once(&self.row, once).await?;
         crash_point!("engine.claim_written");
         Ok(())
     }

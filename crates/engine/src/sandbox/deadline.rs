@@ -62,7 +62,10 @@ impl Keeper {
                 active && self.applies(deadlines.idle_action)
             })
             .map(|length_ms| {
-                let last_ms = self.entry.activity.last_ms();
+                let last_ms = self
+                    .entry
+                    .activity
+                    .last_ms(self.row.state == SandboxState::Paused);
                 let at_ms = last_ms.saturating_add_unsigned(length_ms);
                 (at_ms, deadlines.idle_action, Which::Idle)
             });

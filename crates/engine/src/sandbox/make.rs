@@ -16,6 +16,7 @@ use super::Keeper;
 use crate::entry::Live;
 use crate::error::{EngineError, chain};
 use crate::mounts::{Asker, Rules};
+use crate::store::Once;
 
 /// First wait before a new agent is asked again.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(2);
@@ -41,8 +42,9 @@ impl Keeper {
     pub(super) async fn create(
         &mut self,
         progress: Option<mpsc::Sender<String>>,
+        once: Option<Once>,
     ) -> Result<Sandbox, EngineError> {
-        if let Err(error) = self.core.store.insert(&self.row).await {
+        if let Err(error) = self.core.store.insert_once(&self.row, once).await {
             // Nothing was made, so nothing has to be written down to remove it.
             self.row.state = SandboxState::Removing;
             self.publish();

@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Durability, Store, StoreError};
+use super::{Durability, Once, Store, StoreError};
 use crate::pool::Provenance;
 
 /// One sandbox as the database keeps it.
@@ -143,9 +143,20 @@ impl Store {
     }
 
     /// Writes the row of a new sandbox.
+    #[cfg(test)]
     pub(crate) async fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        self.insert_once(row, None).await
+    }
+
+    /// Writes the row of a new sandbox; with an idempotency key both are written or neither.
+    pub(crate) async fn insert_once(
+        &self,
+        row: &SandboxRow,
+        once: Option<Once>,
+    ) -> Result<(), StoreError> {
         self.write_sandbox(
             row,
+            once,
             "write the row of a sandbox",
             "INSERT INTO sandboxes VALUES (:id, :name, :owner, :state, :reason, :spec, :record, \
              :granted, :image, :created_ms, :changed_ms, :lifetime_done, :keep_persist, \
@@ -156,8 +167,18 @@ impl Store {
 
     /// Writes everything that changes in a sandbox's life.
     pub(crate) async fn save(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        self.save_once(row, None).await
+    }
+
+    /// The same; with an idempotency key both are written or neither.
+    pub(crate) async fn save_once(
+        &self,
+        row: &SandboxRow,
+        once: Option<Once>,
+    ) -> Result<(), StoreError> {
         self.write_sandbox(
             row,
+            once,
             "change the row of a sandbox",
             "UPDATE sandboxes SET name = :name, owner = :owner, state = :state, reason = :reason, \
              spec = :spec, record = :record, granted = :granted, image = :image, \
@@ -170,6 +191,7 @@ impl Store {
     async fn write_sandbox(
         &self,
         row: &SandboxRow,
+        once: Option<Once>,
         what: &'static str,
         statement: &'static str,
     ) -> Result<(), StoreError> {
@@ -208,8 +230,8 @@ impl Store {
                     ":lifetime_done": row.7,
                     ":keep_persist": row.8,
                     ":provenance": provenance,
-                })
-                .map(drop)
+                })?;
+            once.map_or(Ok(()), |once| once.insert(transaction, &row.0, row.3))
         })
         .await
     }
@@ -308,7 +330,7 @@ impl Store {
         self.run(Durability::Daemon, "list execs", move |transaction| {
             read_execs(
                 transaction,
-                "SELECT * FROM execs WHERE sandbox = ?1 ORDER BY started_ms, id",
+                "SELECT * FROM execs WHERE sandbox = ?1 ORDER BY id",
                 params![sandbox],
             )
         })

@@ -115,6 +115,28 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (owner, name)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    -- Idempotency keys: a creation that is asked for again finds what the first made.
+    CREATE TABLE once (
+        owner TEXT NOT NULL,
+        key TEXT NOT NULL,
+        request TEXT NOT NULL,
+        sandbox TEXT NOT NULL,
+        made_ms INTEGER NOT NULL,
+        done INTEGER NOT NULL,
+        PRIMARY KEY (owner, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX once_by_sandbox ON once (sandbox);
+    CREATE INDEX once_by_time ON once (made_ms);
+    CREATE TRIGGER once_done AFTER UPDATE OF state ON sandboxes
+        WHEN OLD.state = 'creating' AND NEW.state = 'running'
+        BEGIN UPDATE once SET done = 1 WHERE sandbox = NEW.id; END;
+    -- What was never made leaves its key free.
+    CREATE TRIGGER once_undone AFTER DELETE ON sandboxes
+        BEGIN DELETE FROM once WHERE sandbox = OLD.id AND done = 0; END;
+    -- Written to see whether it can be.
+    CREATE TABLE readiness (one INTEGER PRIMARY KEY CHECK (one = 1), at_ms INTEGER NOT NULL) STRICT;
+",
 ];
 
 /// Brings a database to the present version, each step in a transaction of its own.

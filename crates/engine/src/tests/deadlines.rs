@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use pinfold_types::api::{DeadlinesUpdate, UpdateSandboxRequest};
 use pinfold_types::spec::{DeadlineAction, Deadlines};
 use pinfold_types::{ErrorCode, SandboxState};
 
@@ -66,9 +67,107 @@ async fn an_idle_sandbox_is_paused_and_woken_by_the_next_request() {
         .unwrap();
     tokio::time::sleep(Duration::from_mins(10)).await;
     assert_eq!(state(&engine).await, Some(SandboxState::Running));
+    // And so does a program that runs, however silent and alone.
     drop(reader);
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    assert_eq!(state(&engine).await, Some(SandboxState::Running));
+    instance.exit(&exec.exec_id, 0);
     let waited = wait_for(&engine, Some(SandboxState::Paused)).await;
     assert!(waited >= Duration::from_secs(59), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_time_that_nobody_named_is_the_daemons_and_0_is_for_ever() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = open(dir.path(), &world).await;
+    let born = tokio::time::Instant::now();
+    let made = with(&engine, Deadlines::default()).await;
+    assert_eq!(made.spec.deadlines.idle_ms, Some(900_000));
+    wait_for(&engine, Some(SandboxState::Paused)).await;
+    assert!(born.elapsed() >= Duration::from_mins(15));
+    engine.remove(&USER, "a", false).await.unwrap();
+    let never = Deadlines {
+        idle_ms: Some(0),
+        ..Deadlines::default()
+    };
+    assert_eq!(with(&engine, never).await.spec.deadlines.idle_ms, None);
+    tokio::time::sleep(Duration::from_hours(24)).await;
+    assert_eq!(state(&engine).await, Some(SandboxState::Running));
+    engine.remove(&USER, "a", false).await.unwrap();
+    // A host that cannot pause has no default, and a sandbox can be made there.
+    world.faults().no_pause = true;
+    let made = with(&engine, Deadlines::default()).await;
+    assert_eq!(made.spec.deadlines.idle_ms, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_somebody_paused_is_idle_whatever_is_frozen_in_it() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = open(dir.path(), &world).await;
+    let deadlines = Deadlines {
+        idle_ms: Some(60_000),
+        idle_action: DeadlineAction::Stop,
+        ..Deadlines::default()
+    };
+    with(&engine, deadlines).await;
+    engine
+        .exec_start(&USER, "a", command(&["wait"]))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    assert_eq!(state(&engine).await, Some(SandboxState::Running));
+    let paused = tokio::time::Instant::now();
+    engine.pause(&USER, "a").await.unwrap();
+    wait_for(&engine, Some(SandboxState::Stopped)).await;
+    assert!(paused.elapsed() >= Duration::from_mins(1));
+}
+
+fn change(deadlines: DeadlinesUpdate) -> UpdateSandboxRequest {
+    UpdateSandboxRequest {
+        deadlines,
+        ..UpdateSandboxRequest::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadlines_change_while_the_sandbox_runs() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = open(dir.path(), &world).await;
+    let hour = Deadlines {
+        lifetime_ms: Some(3_600_000),
+        idle_ms: Some(0),
+        ..Deadlines::default()
+    };
+    let born = tokio::time::Instant::now();
+    with(&engine, hour).await;
+    tokio::time::sleep(Duration::from_mins(30)).await;
+    let longer = change(DeadlinesUpdate {
+        lifetime_ms: Some(3 * 3_600_000),
+        lifetime_action: Some(DeadlineAction::Stop),
+        ..DeadlinesUpdate::default()
+    });
+    engine.update(&USER, "a", longer).await.unwrap();
+    wait_for(&engine, Some(SandboxState::Stopped)).await;
+    assert!(born.elapsed() >= Duration::from_hours(3));
+    // Changed again, it is taken again.
+    engine.start(&USER, "a").await.unwrap();
+    let over = change(DeadlinesUpdate {
+        lifetime_ms: Some(60_000),
+        ..DeadlinesUpdate::default()
+    });
+    let refused = engine.update(&USER, "a", over).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InvalidArgument);
+    let none = change(DeadlinesUpdate {
+        lifetime_ms: Some(0),
+        idle_ms: Some(120_000),
+        idle_action: Some(DeadlineAction::Remove),
+        ..DeadlinesUpdate::default()
+    });
+    let updated = engine.update(&USER, "a", none).await.unwrap();
+    assert_eq!(updated.spec.deadlines.lifetime_ms, None);
+    let changed = tokio::time::Instant::now();
+    wait_for(&engine, None).await;
+    assert!(changed.elapsed() >= Duration::from_mins(2));
 }
 
 #[tokio::test(start_paused = true)]

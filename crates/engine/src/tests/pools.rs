@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pinfold_types::api::{
-    ClaimRequest, CreatePoolRequest, CreateSandboxRequest, Origin, Pool, ScalePoolRequest,
-    TemplateRequest,
+    ClaimRequest, CreatePoolRequest, CreateSandboxRequest, Given, Origin, Pool, ScalePoolRequest,
+    TemplateRequest, UpdateSandboxRequest,
 };
 use pinfold_types::spec::Deadlines;
 use pinfold_types::{ByteSize, ErrorCode, MountSpec, Resources, SandboxSpec, SandboxState};
@@ -514,5 +514,88 @@ async fn quotas_hold_for_claims_and_for_pools() {
         .unwrap_err();
     assert_eq!(refused.code, ErrorCode::QuotaExceeded);
     assert!(engine.claim(&OTHER, claim_of("u")).await.unwrap().warm);
+    engine.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_creation_with_a_key_takes_one_warm_sandbox_and_finds_it_again() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = with_pool(dir.path(), &world, 2).await;
+    let key: crate::OnceKey = "k".parse().unwrap();
+    let request = CreateSandboxRequest {
+        template: Some("t".parse().unwrap()),
+        ..named("a")
+    };
+    let asked = (0..20).map(|_| engine.create_once(&USER, &key, request.clone(), None));
+    let outcomes = futures::future::try_join_all(asked).await.unwrap();
+    let first = &outcomes[0].sandbox;
+    assert_eq!(first.origin, Origin::Warm);
+    let same = |outcome: &crate::Outcome| outcome.sandbox.id == first.id;
+    assert!(outcomes.iter().all(same));
+    let made = outcomes.iter().filter(|outcome| !outcome.replayed).count();
+    assert_eq!(made, 1);
+    full(&engine, "p").await;
+    engine.shut_down().await;
+    drop(engine);
+    // The key was written with the new owner, and what it made was done.
+    let engine = open(dir.path(), &world).await;
+    let again = engine.create_once(&USER, &key, request.clone(), None).await;
+    let again = again.unwrap();
+    assert!(again.replayed && same(&again));
+    engine.remove(&USER, "a", false).await.unwrap();
+    let gone = engine.create_once(&USER, &key, request.clone(), None).await;
+    assert_eq!(gone.unwrap_err().code, ErrorCode::InstanceGone);
+    // A claim that fails leaves its key free.
+    let key: crate::OnceKey = "other".parse().unwrap();
+    let changed = CreateSandboxRequest {
+        given: Given::default().with("resources", serde_json::json!({ "memory": 64 << 20 })),
+        ..request
+    };
+    full(&engine, "p").await;
+    world.faults().update = true;
+    world.faults().start = true;
+    let failed = engine.create_once(&USER, &key, changed.clone(), None).await;
+    failed.unwrap_err();
+    world.faults().update = false;
+    world.faults().start = false;
+    let anew = engine.create_once(&USER, &key, changed, None).await;
+    assert!(!anew.unwrap().replayed);
+    engine.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_default_idle_time_comes_with_the_claim_unless_the_template_has_none() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = with_pool(dir.path(), &world, 1).await;
+    assert_eq!(waiting(&engine).await[0].spec.deadlines.idle_ms, None);
+    let claim = engine.claim(&USER, claim_of("t")).await.unwrap();
+    assert!(claim.warm && claim.sandbox.spec.deadlines.idle_ms.is_some());
+    let mut forever = SandboxSpec::default();
+    forever.deadlines.idle_ms = Some(0);
+    put(&engine, &ADMIN, "t", forever).await;
+    full(&engine, "p").await;
+    let claim = engine.claim(&USER, claim_of("t")).await.unwrap();
+    assert_eq!(claim.sandbox.spec.deadlines.idle_ms, None);
+    engine.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_warm_sandbox_is_not_changed_until_it_is_claimed() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = with_pool(dir.path(), &world, 1).await;
+    let warm = waiting(&engine).await.remove(0);
+    let request = UpdateSandboxRequest {
+        labels: [("a".to_owned(), Some("b".to_owned()))].into(),
+        ..UpdateSandboxRequest::default()
+    };
+    for target in [warm.id.as_str(), warm.name.as_str()] {
+        let refused = engine.update(&ADMIN, target, request.clone()).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+    }
+    let claim = engine.claim(&USER, claim_of("t")).await.unwrap();
+    let id = claim.sandbox.id.as_str();
+    let updated = engine.update(&USER, id, request).await.unwrap();
+    assert_eq!(updated.spec.labels["a"], "b");
+    assert_eq!(updated.origin, Origin::Warm);
     engine.shut_down().await;
 }

@@ -144,3 +144,36 @@ async fn execs_at_once_are_counted_over_all_sandboxes() {
     }
     result.unwrap();
 }
+
+#[tokio::test]
+async fn a_change_is_held_to_the_quota_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_empty(dir.path()).await;
+    let quotas = Quotas {
+        cpus: Some(MilliCpu(2000)),
+        ..Quotas::NONE
+    };
+    let caller = with_quotas(&engine, "grows", quotas).await;
+    let cpus = |cpus| pinfold_types::Resources {
+        cpus: Some(MilliCpu(cpus)),
+        ..pinfold_types::Resources::default()
+    };
+    let mut first = any();
+    first.spec.resources = cpus(1000);
+    let made = engine.create(&caller, first.clone(), None).await.unwrap();
+    let change = |milli| pinfold_types::api::UpdateSandboxRequest {
+        resources: cpus(milli),
+        ..pinfold_types::api::UpdateSandboxRequest::default()
+    };
+    let id = made.id.as_str();
+    let refused = engine.update(&caller, id, change(2001)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::QuotaExceeded);
+    engine.update(&caller, id, change(2000)).await.unwrap();
+    let refused = engine
+        .create(&caller, first.clone(), None)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, ErrorCode::QuotaExceeded);
+    engine.update(&caller, id, change(500)).await.unwrap();
+    engine.create(&caller, first, None).await.unwrap();
+}

@@ -33,6 +33,8 @@ pub(super) struct Faults {
     pub(super) pause_panics: bool,
     pub(super) shut_down: bool,
     pub(super) no_pause: bool,
+    pub(super) no_live_resources: bool,
+    pub(super) update: bool,
     /// Live mounts fail.
     pub(super) attach: bool,
     /// Neither mounts nor limits change while an instance lives.
@@ -103,7 +105,7 @@ impl Driver for StubDriver {
             pause: !faults.no_pause,
             adopt: true,
             live_mounts: !faults.nothing_live,
-            live_resources: !faults.nothing_live,
+            live_resources: !faults.nothing_live && !faults.no_live_resources,
             ..Capabilities::default()
         }
     }
@@ -321,9 +323,16 @@ impl Instance for StubInstance {
     }
 
     async fn update(&self, resources: &Resources) -> Result<Granted, DriverError> {
+        fault(self.world.faults().update)?;
         *self.limits.lock().unwrap() = *resources;
         tokio::task::yield_now().await;
-        Ok(self.record().granted)
+        let pids = resources
+            .pids
+            .map(|pids| ("pids".to_owned(), pids.to_string()));
+        Ok(Granted {
+            limits: pids.into_iter().collect(),
+            ..self.record().granted
+        })
     }
 
     async fn usage(&self) -> Result<Usage, DriverError> {

@@ -16,6 +16,8 @@ const CHANGE: Need = Role::User;
 /// Files need more than a viewer: reading one wakes a sandbox, and may show secrets.
 const ROUTES: &[(&str, &str, Need)] = &[
     ("GET", "/v1/health", READ),
+    ("GET", "/v1/ready", READ),
+    ("GET", "/v1/openapi.json", READ),
     ("GET", "/v1/version", READ),
     ("GET", "/v1/doctor", READ),
     ("GET", "/v1/report", READ),
@@ -35,6 +37,7 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("GET", "/v1/sandboxes", READ),
     ("POST", "/v1/sandboxes", CHANGE),
     ("GET", "/v1/sandboxes/{id}", READ),
+    ("PATCH", "/v1/sandboxes/{id}", CHANGE),
     ("DELETE", "/v1/sandboxes/{id}", CHANGE),
     ("POST", "/v1/sandboxes/{id}/start", CHANGE),
     ("POST", "/v1/sandboxes/{id}/stop", CHANGE),
@@ -45,6 +48,7 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("POST", "/v1/sandboxes/{id}/execs", CHANGE),
     ("GET", "/v1/sandboxes/{id}/execs", READ),
     ("GET", "/v1/sandboxes/{id}/execs/{exec_id}", READ),
+    ("DELETE", "/v1/sandboxes/{id}/execs/{exec_id}", CHANGE),
     ("POST", "/v1/sandboxes/{id}/execs/{exec_id}/input", CHANGE),
     ("POST", "/v1/sandboxes/{id}/execs/{exec_id}/resize", CHANGE),
     ("POST", "/v1/sandboxes/{id}/execs/{exec_id}/signal", CHANGE),
@@ -55,6 +59,7 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("DELETE", "/v1/sandboxes/{id}/files", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/stat", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/list", CHANGE),
+    ("GET", "/v1/sandboxes/{id}/files/watch", CHANGE),
     ("POST", "/v1/sandboxes/{id}/files/mkdir", CHANGE),
     ("POST", "/v1/sandboxes/{id}/files/rename", CHANGE),
     ("GET", "/v1/sandboxes/{id}/files/tar", CHANGE),
@@ -63,6 +68,9 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("DELETE", "/sandboxes/{id}", CHANGE),
     ("POST", "/sandboxes/{id}/exec", CHANGE),
     ("GET", "/sandboxes/{id}/stream", READ),
+    ("GET", "/openapi.json", READ),
+    ("GET", "/docs", READ),
+    ("GET", "/docs/style.css", READ),
 ];
 
 /// Lets a role pass, or says what is missing.

@@ -6,9 +6,12 @@
     reason = "this is a test, but only its test functions are known for one"
 )]
 
+mod changes;
 mod connections;
+mod events;
 mod execs;
 mod files;
+mod openapi;
 mod port;
 mod reference;
 mod requests;

@@ -8,7 +8,7 @@ use pinfold_types::ErrorCode;
 use crate::server::Server;
 
 /// Set to write the generated page instead of comparing it.
-const UPDATE_VARIABLE: &str = "PINFOLD_UPDATE_REFERENCE";
+pub(crate) const UPDATE_VARIABLE: &str = "PINFOLD_UPDATE_REFERENCE";
 
 fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

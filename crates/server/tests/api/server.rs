@@ -58,7 +58,11 @@ impl Server {
 
     /// Starts a server that can make sandboxes.
     pub(crate) async fn with_agent() -> Self {
-        Self::run(agent(), |_| {}, None).await
+        Self::with_agent_and(|_| {}).await
+    }
+
+    pub(crate) async fn with_agent_and(change: impl FnOnce(&mut ServerOptions)) -> Self {
+        Self::run(agent(), change, None).await
     }
 
     async fn run(
@@ -143,6 +147,21 @@ impl Server {
         self.send(method, target, "").await
     }
 
+    /// Sends a request with further headers, each ended by a line break.
+    pub(crate) async fn send_with(
+        &self,
+        (method, target): (&str, &str),
+        headers: &str,
+        body: &str,
+    ) -> Answer {
+        let length = body.len();
+        self.raw(&format!(
+            "{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\
+             content-length: {length}\r\n\r\n{body}"
+        ))
+        .await
+    }
+
     /// Sends a request with a body.
     pub(crate) async fn send(&self, method: &str, target: &str, body: &str) -> Answer {
         let length = body.len();
@@ -187,6 +206,22 @@ impl Answer {
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|_| panic!("not JSON: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// Returns the body with its chunks put together.
+    pub(crate) fn text(&self) -> String {
+        let mut rest = &self.body[..];
+        if !self.head.contains("transfer-encoding: chunked") {
+            return String::from_utf8(rest.to_vec()).unwrap();
+        }
+        let mut whole = Vec::new();
+        while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+            let length = std::str::from_utf8(&rest[..end]).unwrap();
+            let length = usize::from_str_radix(length, 16).unwrap();
+            whole.extend_from_slice(&rest[end + 2..end + 2 + length]);
+            rest = &rest[end + 4 + length..];
+        }
+        String::from_utf8(whole).unwrap()
     }
 
     /// Asserts the status and the code and returns the message.

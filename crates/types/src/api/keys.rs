@@ -13,6 +13,7 @@ pub const KEY_PREFIX: &str = "pf_";
 
 /// What one principal may have at once. What is absent is not limited here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Quotas {
     /// Sandboxes, stopped ones included.
@@ -57,6 +58,7 @@ impl Quotas {
 
 /// `POST /v1/keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateKeyRequest {
     /// What people call the key; unique among those of its principal.
@@ -78,6 +80,7 @@ pub struct CreateKeyRequest {
 
 /// A key as the API shows it. The secret is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Key {
     /// Its id, which is also a part of its text.
     pub id: KeyId,
@@ -105,6 +108,7 @@ pub struct Key {
 
 /// Answer of `POST /v1/keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedKey {
     /// What is known of the key from now on.
     pub key: Key,
@@ -114,6 +118,7 @@ pub struct CreatedKey {
 
 /// `GET /v1/keys`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeyList {
     /// By principal and name.
     pub keys: Vec<Key>,
@@ -121,6 +126,7 @@ pub struct KeyList {
 
 /// Answer of `DELETE /v1/keys/{id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RevokedKeys {
     /// The key and those that were made with it.
     pub revoked: Vec<KeyId>,
@@ -128,6 +134,7 @@ pub struct RevokedKeys {
 
 /// The text of a key. It has no `Display`, and its `Debug` tells nothing.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct KeyToken(String);
 

@@ -17,6 +17,7 @@ pub const POOL_SIZE_MAX: u32 = 512;
 
 /// How a sandbox came to its caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// It was made for the caller.
@@ -38,6 +39,7 @@ impl Origin {
 
 /// The template that a sandbox was made from, as it was then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TemplateUse {
     /// The template's name.
     pub name: SandboxName,
@@ -178,6 +180,7 @@ fn object(spec: &SandboxSpec) -> Map<String, Value> {
 
 /// A named, versioned description of sandboxes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Template {
     /// Its name.
     pub name: SandboxName,
@@ -197,6 +200,7 @@ pub struct Template {
 
 /// `PUT /v1/templates/{name}`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TemplateRequest {
     /// What sandboxes of it are made from.
@@ -207,6 +211,7 @@ pub struct TemplateRequest {
 
 /// `GET /v1/templates`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TemplateList {
     /// By name; every one that the caller may use.
     pub templates: Vec<Template>,
@@ -299,6 +304,7 @@ impl fmt::Display for PoolSize {
 
 /// `POST /v1/pools`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreatePoolRequest {
     /// Its name.
@@ -318,6 +324,7 @@ pub struct CreatePoolRequest {
 
 /// `PATCH /v1/pools/{name}`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ScalePoolRequest {
     /// Keep as many warm; instead of `min` and `max`.
@@ -333,6 +340,7 @@ pub struct ScalePoolRequest {
 
 /// A pool of warm sandboxes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pool {
     /// Its name.
     pub name: SandboxName,
@@ -368,6 +376,7 @@ pub struct Pool {
 
 /// What a pool did since the daemon started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct PoolMetrics {
     /// Sandboxes that are warm now.
@@ -394,6 +403,7 @@ pub struct PoolMetrics {
 
 /// `GET /v1/pools`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PoolList {
     /// By name; every one that the caller may claim from.
     pub pools: Vec<Pool>,
@@ -401,6 +411,7 @@ pub struct PoolList {
 
 /// `POST /v1/claims`. Either `template` or `pool` is named.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ClaimRequest {
     /// The template; any pool of it may serve.
@@ -449,6 +460,7 @@ impl ClaimRequest {
 
 /// Answer of `POST /v1/claims`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Claim {
     /// The sandbox, which runs and is the caller's.
     pub sandbox: Sandbox,
