@@ -6,6 +6,7 @@ mod deps;
 mod fixtures;
 mod fuzz;
 mod people;
+mod python;
 mod readme;
 mod setup;
 mod tidy;
@@ -32,6 +33,8 @@ enum Task {
     People,
     /// Fetch and make what the tests give to sandboxes
     Fixtures,
+    /// Make the Python environment of the tests' clients and print its program
+    Python,
     /// Build the static guest agent and print where it is
     Agent,
     /// Build what `doctor --attack` runs, and the weak agent of its test; print the former
@@ -78,6 +81,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup => setup::install_missing(),
         Task::People => people::make(),
         Task::Fixtures => fixtures::make(&root).map(|path| report_path(&path)),
+        Task::Python => python::make(&root).map(|path| report_path(&path)),
         Task::Agent => agent::build(&root, &[]).map(|path| report_path(&path)),
         Task::Attack => agent::build_attackers(&root).map(|made| report_path(&made.program)),
         Task::Test => test(&root),
@@ -98,6 +102,7 @@ fn test(root: &Path) -> Result<()> {
     codegen::check(root)?;
     people::make()?;
     let fixtures = fixtures::make(root)?;
+    let python = python::make(root)?;
     let agent = agent::build(root, agent::FOR_TESTS)?;
     agent::refuse_weakened(root)?;
     let attackers = agent::build_attackers(root)?;
@@ -113,6 +118,7 @@ fn test(root: &Path) -> Result<()> {
         .args(["--lib", "--bins", "--tests", "--no-fail-fast"])
         .env("PINFOLD_AGENT_BIN", &agent)
         .env("PINFOLD_FIXTURES", &fixtures)
+        .env("PINFOLD_PYTHON", &python)
         .env("PINFOLD_ATTACK_BIN", &attackers.program)
         .env("PINFOLD_WEAK_AGENT", &attackers.weak_agent)
         .current_dir(root))

@@ -17,6 +17,8 @@ const TOOLS: &[Tool] = &[
     tool("/usr/bin/protoc", "protobuf-compiler"),
     tool("/usr/bin/git", "git"),
     tool("/usr/bin/python3", "python3"),
+    tool("/usr/bin/curl", "curl"),
+    tool("/usr/bin/nsenter", "util-linux"),
     tool("/usr/bin/node", "nodejs"),
     tool("/usr/bin/npm", "npm"),
     tool("/usr/bin/newuidmap", "uidmap"),

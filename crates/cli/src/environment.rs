@@ -555,6 +555,10 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
         "Read by the tests: where their input files are.",
     ),
     (
+        "PINFOLD_PYTHON",
+        "Read by the tests: a Python with the packages of their clients.",
+    ),
+    (
         "PINFOLD_KEEP_WORLD",
         "Read by the tests: keep the files of each test.",
     ),
