@@ -1,6 +1,6 @@
 //! One method for each route, but for those of files and streams, which have modules of their own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -16,6 +16,7 @@ use pinfold_types::api::{
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::frame::FRAME_BYTES_MAX;
 
+use crate::endpoint::{ApiKey, Port};
 use crate::error::ClientError;
 use crate::query::Target;
 use crate::transport::{Call, Transport, accept_lines, decode, whole};
@@ -34,6 +35,19 @@ const LIFECYCLE_MAX: Duration = Duration::from_mins(3);
 /// Most pages that [`Client::list_all`] reads, so that a lying daemon cannot keep it for ever.
 const LIST_PAGES_MAX: usize = 1000;
 
+/// A daemon's port, and what is shown and trusted there.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// The port.
+    pub port: Port,
+    /// The key; a port for development needs none.
+    pub key: Option<ApiKey>,
+    /// The only certificates that are trusted, in PEM; the system's when absent.
+    pub authorities: Option<PathBuf>,
+    /// Speak without TLS to hosts other than this one, where others read the key and everything else.
+    pub plain_anywhere: bool,
+}
+
 /// Speaks to one daemon. Clones are handles to the same one.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -48,17 +62,24 @@ impl Client {
     /// [`ClientError::NoDaemon`] when nothing listens, [`ClientError::ForeignSocket`] when the
     /// socket or its listener belongs to neither this user nor root.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let transport = Transport {
-            socket: socket.to_owned(),
-            own_uid: rustix::process::geteuid().as_raw(),
-        };
-        drop(crate::peer::connect(&transport.socket, transport.own_uid).await?);
-        Ok(Self { transport })
+        let own_uid = rustix::process::geteuid().as_raw();
+        drop(crate::peer::connect(socket, own_uid).await?);
+        Ok(Self {
+            transport: Transport::local(socket, own_uid),
+        })
     }
 
-    /// Returns the socket.
-    pub fn socket(&self) -> &Path {
-        &self.transport.socket
+    /// Makes a client of a port, which is first asked by the first request. Blocks for the files of
+    /// certificates.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Authorities`] when the certificates cannot be used, [`ClientError::Tls`] when
+    /// the host's name can stand in no certificate.
+    pub fn remote(remote: Remote) -> Result<Self> {
+        Ok(Self {
+            transport: Transport::remote(remote)?,
+        })
     }
 
     /// Asks whether the daemon serves.

@@ -42,6 +42,45 @@ pub enum ClientError {
         /// Whose it is.
         owner: u32,
     },
+    /// The host cannot be found, or nothing answers at its port.
+    #[error("no daemon answers at `{host}`")]
+    Unreachable {
+        /// The host and its port.
+        host: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host did not prove who it is, or does not speak TLS.
+    #[error("no TLS connection to `{host}`")]
+    Tls {
+        /// The host and its port.
+        host: String,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
+    /// The certificates that should be trusted cannot be used.
+    #[error("failed to read the trusted certificates of `{}`", path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
+    /// Others could read what is said to the host.
+    #[error("others could read everything on the way to `{host}`, which is asked without TLS")]
+    PlainText {
+        /// The host and its port.
+        host: String,
+    },
+    /// The host sends us elsewhere, where the key is not shown.
+    #[error("the host answers with a redirection (status {status}), which is not followed")]
+    Redirected {
+        /// The status of its answer.
+        status: u16,
+    },
     /// The daemon was too slow.
     #[error("the daemon did not answer within {} s", waited.as_secs())]
     TimedOut {
@@ -81,12 +120,18 @@ impl ClientError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Api(detail) => detail.code,
-            Self::NoDaemon { .. } | Self::TimedOut { .. } | Self::Transport { .. } => {
-                ErrorCode::Unavailable
+            Self::NoDaemon { .. }
+            | Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Transport { .. } => ErrorCode::Unavailable,
+            Self::Socket { .. }
+            | Self::ForeignSocket { .. }
+            | Self::Tls { .. }
+            | Self::PlainText { .. } => ErrorCode::PermissionDenied,
+            Self::Upload { .. } | Self::Authorities { .. } => ErrorCode::InvalidArgument,
+            Self::Protocol { .. } | Self::TooLarge { .. } | Self::Redirected { .. } => {
+                ErrorCode::Internal
             }
-            Self::Socket { .. } | Self::ForeignSocket { .. } => ErrorCode::PermissionDenied,
-            Self::Upload { .. } => ErrorCode::InvalidArgument,
-            Self::Protocol { .. } | Self::TooLarge { .. } => ErrorCode::Internal,
         }
     }
 
@@ -102,6 +147,19 @@ impl ClientError {
             Self::ForeignSocket { .. } => {
                 "remove the socket, or point PINFOLD_SOCKET to one of yours or root's"
             }
+            Self::Unreachable { .. } => {
+                "look whether the host is right, and whether its daemon runs with `serve --listen`"
+            }
+            Self::Tls { .. } => {
+                "name the host as its certificate does, and the file of whoever signed it with \
+                 --ca-file; a port without TLS is asked with http://"
+            }
+            Self::Authorities { .. } => "name a file of certificates in PEM with --ca-file",
+            Self::PlainText { .. } => {
+                "use https://, or an SSH tunnel; --insecure-http sends the key and everything else \
+                 for all to read"
+            }
+            Self::Redirected { .. } => "name the host that it redirects to",
             Self::TimedOut { .. } => "look at the daemon's log, and try again",
             Self::Transport { .. } => "look whether the daemon still runs, and try again",
             Self::Protocol { .. } => {

@@ -1,14 +1,15 @@
-//! One request on one connection.
+//! One request, on a connection of its own or on one that waited.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use pinfold_types::ApiErrorBody;
 use serde::Serialize;
@@ -18,9 +19,12 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::client::Remote;
 use crate::error::{Cause, ClientError};
+use crate::idle::Idle;
 use crate::peer;
 use crate::query::Target;
+use crate::tcp::{Connection, Dialer};
 
 /// Largest answer that is held in memory: a page of a thousand sandboxes, or the output of an exec
 /// with every byte escaped, several times over.
@@ -91,14 +95,51 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Opens connections to one socket.
+/// Sends requests to one daemon.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    pub(crate) socket: PathBuf,
-    pub(crate) own_uid: u32,
+    way: Way,
+    /// What the header `host` says.
+    host: HeaderValue,
+    key: Option<HeaderValue>,
+}
+
+/// How the daemon is reached.
+#[derive(Debug, Clone)]
+enum Way {
+    Socket { path: PathBuf, own_uid: u32 },
+    Port { dialer: Dialer, idle: Idle },
 }
 
 impl Transport {
+    /// Speaks to a Unix socket whose listener is `own_uid` or root.
+    pub(crate) fn local(socket: &Path, own_uid: u32) -> Self {
+        Self {
+            way: Way::Socket {
+                path: socket.to_owned(),
+                own_uid,
+            },
+            host: HeaderValue::from_static("pinfold"),
+            key: None,
+        }
+    }
+
+    /// Speaks to a port.
+    pub(crate) fn remote(remote: Remote) -> Result<Self, ClientError> {
+        let authorities = remote.authorities.as_deref();
+        let dialer = Dialer::new(remote.port, authorities, remote.plain_anywhere)?;
+        let host = HeaderValue::from_str(&dialer.authority())
+            .map_err(|error| ClientError::protocol(format!("unusable host: {error}")))?;
+        Ok(Self {
+            way: Way::Port {
+                dialer,
+                idle: Idle::default(),
+            },
+            host,
+            key: remote.key.map(|key| key.header()),
+        })
+    }
+
     /// Sends a request and returns its answer, or the error that the answer says.
     pub(crate) async fn send(&self, call: Call<'_>) -> Result<Response<Incoming>, ClientError> {
         let answer_max = call.answer_max;
@@ -109,8 +150,14 @@ impl Transport {
                 .await
                 .map_err(|_| ClientError::TimedOut { waited })??,
         };
-        if response.status().is_client_error() || response.status().is_server_error() {
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
             return Err(refusal(response).await);
+        }
+        if status.is_redirection() {
+            return Err(ClientError::Redirected {
+                status: status.as_u16(),
+            });
         }
         Ok(response)
     }
@@ -165,32 +212,70 @@ impl Transport {
     }
 
     async fn exchange(&self, call: Call<'_>) -> Result<Response<Incoming>, ClientError> {
-        let stream = peer::connect(&self.socket, self.own_uid).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(ClientError::transport)?;
-        // The task ends with the connection, and the connection ends when the answer was read or is
-        // dropped. Its error also reaches whoever waits for the answer.
-        drop(tokio::spawn(connection.with_upgrades()));
+        let request = self.request(call)?;
+        match &self.way {
+            Way::Socket { path, own_uid } => {
+                let stream = peer::connect(path, *own_uid).await?;
+                let mut sender = shake(TokioIo::new(Box::new(stream))).await?;
+                sender.send_request(request).await.map_err(broken)
+            }
+            Way::Port { dialer, idle } => {
+                let mut request = request;
+                if let Some(mut sender) = idle.take() {
+                    match sender.try_send_request(request).await {
+                        Ok(response) => {
+                            idle.keep(sender);
+                            return Ok(response);
+                        }
+                        // It had ended meanwhile, and nothing of the request was sent.
+                        Err(mut error) => match error.take_message() {
+                            Some(unsent) => request = unsent,
+                            None => return Err(broken(error.into_error())),
+                        },
+                    }
+                }
+                let mut sender = shake(TokioIo::new(dialer.connect().await?)).await?;
+                let response = sender.send_request(request).await.map_err(broken)?;
+                idle.keep(sender);
+                Ok(response)
+            }
+        }
+    }
+
+    fn request(&self, call: Call<'_>) -> Result<Request<Body>, ClientError> {
         let mut request = Request::builder()
             .method(call.method)
             .uri(call.target.as_str())
-            .header(HOST, "pinfold");
+            .header(HOST, self.host.clone());
+        if let Some(key) = &self.key {
+            request = request.header(AUTHORIZATION, key.clone());
+        }
         for (name, value) in call.headers {
             request = request.header(name, value);
         }
-        let request = request
+        request
             .body(call.body)
-            .map_err(|error| ClientError::protocol(format!("unusable request: {error}")))?;
-        sender.send_request(request).await.map_err(|error| {
-            if error.is_user() {
-                ClientError::Upload {
-                    source: error.into(),
-                }
-            } else {
-                ClientError::transport(error)
-            }
-        })
+            .map_err(|error| ClientError::protocol(format!("unusable request: {error}")))
+    }
+}
+
+async fn shake(stream: TokioIo<Box<dyn Connection>>) -> Result<SendRequest<Body>, ClientError> {
+    let (sender, connection) = http1::handshake(stream)
+        .await
+        .map_err(ClientError::transport)?;
+    // The task ends with the connection, and the connection ends when the answer was read or is
+    // dropped, or after it has waited. Its error also reaches whoever waits for the answer.
+    drop(tokio::spawn(connection.with_upgrades()));
+    Ok(sender)
+}
+
+fn broken(error: hyper::Error) -> ClientError {
+    if error.is_user() {
+        ClientError::Upload {
+            source: error.into(),
+        }
+    } else {
+        ClientError::transport(error)
     }
 }
 
