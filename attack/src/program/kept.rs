@@ -137,7 +137,7 @@ fn held(facts: &Facts, bytes_each: u64, mut take: impl FnMut(u64) -> io::Result<
     for _ in 0..HOLDERS_MAX {
         match holder(wanted - count, &mut take) {
             Ok((pid, taken, why)) => {
-                holders.push(pid);
+                holders.push((pid, taken));
                 count += taken;
                 refused = why;
                 // The last one took nothing: the bound is not its own.
@@ -154,16 +154,25 @@ fn held(facts: &Facts, bytes_each: u64, mut take: impl FnMut(u64) -> io::Result<
             break;
         }
     }
-    for pid in holders {
-        let address = usize::try_from(pid).unwrap_or(0);
-        // It may have been ended for its memory.
-        let _gone = call_with(libc::SYS_kill, &[address, 9]).and_then(|_| wait(pid));
-    }
-    if count >= wanted {
-        Found::Worked(format!("holds {count}"))
+    // What one held that was ended for its memory, while others went on taking, is held no more.
+    let held: u64 = holders.into_iter().filter_map(release).sum();
+    if held >= wanted {
+        Found::Worked(format!("holds {held}"))
     } else {
-        Found::Failed(format!("no more than {count}: {refused}"))
+        Found::Failed(format!("no more than {held}: {refused}"))
     }
+}
+
+/// Ends a holder; answers what it held if it held it until now.
+fn release((pid, taken): (i32, u64)) -> Option<u64> {
+    let address = usize::try_from(pid).ok()?;
+    let asked = usize::try_from(libc::SIGTERM).ok()?;
+    // Of two signals that end a process the first one is told: whoever was ended for its memory
+    // says so here, even if it is not gone yet.
+    let status = call_with(libc::SYS_kill, &[address, asked]).and_then(|_| wait(pid));
+    status
+        .is_ok_and(|status| libc::WTERMSIG(status) == libc::SIGTERM)
+        .then_some(taken)
 }
 
 /// Makes a process that takes as much as it can and keeps it; answers how much that was.

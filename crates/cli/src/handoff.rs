@@ -42,7 +42,8 @@ pub(crate) struct Finding {
 pub(crate) struct Decision {
     /// It is written.
     pub(crate) take: bool,
-    /// The bits of its mode that it gets.
+    /// The bits of its mode less those that are held back. Setuid and its like may still be among
+    /// them: whoever writes the file leaves them out.
     pub(crate) mode: u32,
 }
 
@@ -91,10 +92,7 @@ impl Handoff {
             rule.pattern.matches(&names)
                 && rule.content.is_none_or(|content| !whole || content(head))
         });
-        let mut decision = Decision {
-            take: true,
-            mode: mode & 0o777,
-        };
+        let mut decision = Decision { take: true, mode };
         let found = found
             .map(|rule| (rule.kind, rule.why))
             .or_else(|| misleading(path));

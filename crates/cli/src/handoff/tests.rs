@@ -220,12 +220,12 @@ fn links_out_and_links_for_directories_are_told() {
 fn bits_are_held_and_the_file_is_not() {
     let mut handoff = Handoff::new(Path::new("/"), true);
     let decision = handoff.file(Path::new("copy/run"), 0o4755, b"");
-    assert_eq!((decision.take, decision.mode), (true, 0o644));
+    assert_eq!((decision.take, decision.mode), (true, 0o4644));
     let found = handoff.finish();
     let kinds: Vec<_> = found.findings.iter().map(|finding| finding.kind).collect();
     assert_eq!(kinds, ["setuid", "executable"]);
     let mut loose = Handoff::new(Path::new("/"), false);
-    assert_eq!(loose.file(Path::new("copy/run"), 0o2755, b"").mode, 0o755);
+    assert_eq!(loose.file(Path::new("copy/run"), 0o2755, b"").mode, 0o2755);
     assert_eq!(loose.finish().findings.len(), 2);
 }
 
