@@ -7,7 +7,9 @@ use pinfold_types::api::{
     TemplateRequest, UpdateSandboxRequest,
 };
 use pinfold_types::spec::Deadlines;
-use pinfold_types::{ByteSize, ErrorCode, MountSpec, Resources, SandboxSpec, SandboxState};
+use pinfold_types::{
+    ByteSize, ErrorCode, MountSpec, Resources, SandboxId, SandboxSpec, SandboxState,
+};
 
 use super::*;
 use crate::ListFilter;
@@ -68,6 +70,24 @@ async fn waiting(engine: &Engine) -> Vec<Sandbox> {
         ..ListFilter::default()
     };
     engine.list(&ADMIN, &filter).await.unwrap().sandboxes
+}
+
+async fn warm_ids(engine: &Engine) -> Vec<SandboxId> {
+    let ids = waiting(engine).await.into_iter().map(|one| one.id);
+    ids.collect()
+}
+
+/// Waits until the pool `p` is full without one that died; answers who is in it.
+async fn replaced(engine: &Engine, dead: &SandboxId) -> Vec<SandboxId> {
+    for _ in 0..20_000 {
+        let pool = full(engine, "p").await;
+        let ids = warm_ids(engine).await;
+        if !ids.contains(dead) && ids.len() == pool.target as usize {
+            return ids;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{dead} stays");
 }
 
 #[tokio::test]
@@ -391,32 +411,21 @@ async fn removing_a_pool_drains_it_and_leaves_what_was_claimed() {
 async fn warm_sandboxes_survive_a_daemon_and_those_that_died_are_replaced() {
     let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
     let engine = with_pool(dir.path(), &world, 3).await;
-    let mut before: Vec<_> = waiting(&engine)
-        .await
-        .into_iter()
-        .map(|one| one.id)
-        .collect();
+    let mut before = warm_ids(&engine).await;
     engine.shut_down().await;
     world.instance(&before[0]).unwrap().die();
     let engine = open(dir.path(), &world).await;
-    full(&engine, "p").await;
-    until(|| world.live.lock().unwrap().len() == 3).await;
-    let after: Vec<_> = waiting(&engine)
-        .await
-        .into_iter()
-        .map(|one| one.id)
-        .collect();
     let dead = before.remove(0);
-    assert!(!after.contains(&dead));
+    let after = replaced(&engine, &dead).await;
     assert!(
         before.iter().all(|id| after.contains(id)),
         "{before:?} {after:?}"
     );
+    assert_eq!((after.len(), world.live.lock().unwrap().len()), (3, 3));
     // The same while the daemon lives.
     world.instance(&after[0]).unwrap().die();
-    let gone = after[0].clone();
-    until(|| !world.disks.lock().unwrap().contains(&gone)).await;
-    full(&engine, "p").await;
+    let rest = replaced(&engine, &after[0]).await;
+    assert!(after[1..].iter().all(|id| rest.contains(id)));
     engine.shut_down().await;
 }
 
