@@ -33,6 +33,10 @@ const FIXTURES: &[Fixture] = &[
         make: python,
     },
     Fixture {
+        name: "openmetrics",
+        make: openmetrics,
+    },
+    Fixture {
         name: "npm",
         make: npm,
     },
@@ -145,6 +149,28 @@ fn python(place: &Path) -> Result<()> {
             .args(["--no-binary", "simplejson", "--dest"])
             .arg(place)
             .arg("simplejson==3.20.1")
+            .stdin(Stdio::null())
+            .status()
+            .context("failed to start pip")
+    })
+}
+
+/// The reference parser of what Prometheus reads, for the host's own Python.
+fn openmetrics(place: &Path) -> Result<()> {
+    let pip = pip()?;
+    again(|| {
+        Command::new(&pip)
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-compile",
+            ])
+            .args(["--root-user-action", "ignore", "--target"])
+            .arg(place)
+            .arg("prometheus-client==0.23.1")
             .stdin(Stdio::null())
             .status()
             .context("failed to start pip")

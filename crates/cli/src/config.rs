@@ -169,6 +169,7 @@ impl Config {
         default(environment::JOURNAL_SIZE, "64m");
         default(environment::MOUNTS_ALLOWED, "own");
         default(environment::ALLOW_PLAIN_TCP, "false");
+        default(environment::METRICS_OPEN, "false");
         default(environment::QUOTA_USERS, "false");
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");

@@ -201,6 +201,8 @@ pub(crate) const TLS_KEY: &str = "tls_key";
 pub(crate) const ALLOW_PLAIN_TCP: &str = "allow_plain_tcp";
 /// Origins whose web pages may ask at the port.
 pub(crate) const CORS_ORIGINS: &str = "cors_origins";
+/// Whether programs of this machine may read metrics at the port without a key.
+pub(crate) const METRICS_OPEN: &str = "metrics_open";
 /// Most sandboxes of a principal.
 pub(crate) const QUOTA_SANDBOXES: &str = "quota_sandboxes";
 /// Most CPUs of a principal.
@@ -361,6 +363,15 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Origins,
         default: "none",
         meaning: "Origins whose web pages may ask at the port, separated by commas.",
+    },
+    Setting {
+        key: METRICS_OPEN,
+        variable: "PINFOLD_METRICS_OPEN",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Let programs of the daemon's own machine read `GET /metrics` at the port without a \
+                  key.",
     },
     Setting {
         key: QUOTA_SANDBOXES,

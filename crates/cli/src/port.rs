@@ -136,6 +136,7 @@ pub(crate) fn options(config: &Config) -> ServerOptions {
         .filter(|origin| !origin.is_empty())
         .map(str::to_owned)
         .collect();
+    options.metrics_open = config.text(environment::METRICS_OPEN) == Some("true");
     let descriptors = raise_descriptors();
     let room = usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
     // Where there are few descriptors the port gets half of them.

@@ -165,6 +165,7 @@ impl Engine {
         let can = self.core.driver.capabilities();
         if let Some(reason) = cannot_change(&template.spec, &wanted.spec, can) {
             first.served(false);
+            self.core.meters.claimed(false);
             return Ok(Err(reason));
         }
         first.wanted(self.core.clock.now_ms());
@@ -185,6 +186,7 @@ impl Engine {
                 match entry.ask(|reply| Message::Claim { binding, reply }).await {
                     Ok(Taken::Bound(sandbox)) => {
                         pool.served(true);
+                        self.core.meters.claimed(true);
                         return Ok(Ok(sandbox));
                     }
                     Err(error) if error.code == ErrorCode::QuotaExceeded => {
@@ -197,6 +199,7 @@ impl Engine {
             }
         }
         first.served(false);
+        self.core.meters.claimed(false);
         Ok(Err(unfit.map_or_else(
             || "the pool had no warm sandbox left".to_owned(),
             |reason| format!("the warm sandbox could not be changed: {reason}"),

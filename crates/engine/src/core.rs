@@ -22,6 +22,7 @@ use crate::error::EngineError;
 use crate::journal::Limits;
 use crate::keys::Keys;
 use crate::lock::StateLock;
+use crate::meters::Meters;
 use crate::pool::Pools;
 use crate::quota::{Charge, Cost, Ledger, Running};
 use crate::sandbox::Binding;
@@ -59,6 +60,7 @@ pub(crate) struct Core {
     /// Sandboxes whose rows cannot be read; never swept.
     pub(crate) unreadable: Vec<SandboxId>,
     pub(crate) pools: Pools,
+    pub(crate) meters: Meters,
 }
 
 impl std::fmt::Debug for Core {
@@ -132,6 +134,7 @@ impl Core {
             lock: Mutex::new(Some(parts.lock)),
             unreadable: parts.unreadable,
             pools: Pools::default(),
+            meters: Meters::default(),
         })
     }
 

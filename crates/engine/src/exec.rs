@@ -101,7 +101,9 @@ impl Starting {
         };
         self.insert(&row).await?;
         crash_point!("engine.exec_row_written");
-        match self.start(&row).await {
+        let started = self.start(&row).await;
+        self.core.meters.exec_begun(started.is_ok());
+        match started {
             Ok((journal, writer)) => {
                 crash_point!("engine.exec_started");
                 Ok(self.follow(row, journal, writer))

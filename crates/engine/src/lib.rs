@@ -27,6 +27,7 @@ mod journal;
 mod keys;
 mod leased;
 mod lock;
+mod meters;
 mod mounts;
 mod pool;
 mod quota;

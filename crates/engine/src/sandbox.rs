@@ -22,6 +22,7 @@ use crate::core::Core;
 use crate::entry::{Entry, Live, Message, Reply, View};
 use crate::error::{EngineError, chain};
 use crate::exec::remove_tree;
+use crate::meters::Step;
 use crate::store::SandboxRow;
 
 pub(crate) use claim::{Binding, Taken};
@@ -105,6 +106,7 @@ impl Keeper {
     }
 
     async fn on_message(&mut self, message: Message) {
+        let began = Instant::now();
         match message {
             Message::Create {
                 progress,
@@ -112,22 +114,27 @@ impl Keeper {
                 reply,
             } => {
                 let made = self.create(progress, once).await;
+                self.timed(Step::Create, began, &made);
                 answer(reply, made);
             }
             Message::Start { reply } => {
                 let done = self.start().await;
+                self.timed(Step::Start, began, &done);
                 self.answer_shown(reply, done);
             }
             Message::Stop { grace, reply } => {
                 let done = self.stop(grace).await;
+                self.timed(Step::Stop, began, &done);
                 self.answer_shown(reply, done);
             }
             Message::Pause { reply } => {
                 let done = self.pause().await;
+                self.timed(Step::Pause, began, &done);
                 self.answer_shown(reply, done);
             }
             Message::Resume { reply } => {
                 let done = self.resume().await;
+                self.timed(Step::Resume, began, &done);
                 self.answer_shown(reply, done);
             }
             Message::Remove {
@@ -135,14 +142,17 @@ impl Keeper {
                 reply,
             } => {
                 let removed = self.remove(keep_persist).await;
+                self.timed(Step::Remove, began, &removed);
                 answer(reply, removed);
             }
             Message::Update { request, reply } => {
                 let done = self.update(&request).await;
+                self.timed(Step::Update, began, &done);
                 self.answer_shown(reply, done);
             }
             Message::Claim { binding, reply } => {
                 let taken = self.claim(*binding).await;
+                self.timed(Step::Claim, began, &taken);
                 answer(reply, taken);
             }
             Message::Use { reply } => {
@@ -150,6 +160,11 @@ impl Keeper {
                 answer(reply, live);
             }
         }
+    }
+
+    /// Notes how long a step took.
+    fn timed<T>(&self, step: Step, began: Instant, done: &Result<T, EngineError>) {
+        self.core.meters.step(step, began.elapsed(), done.is_ok());
     }
 
     fn answer_shown(&self, reply: Reply<Sandbox>, done: Result<(), EngineError>) {
@@ -208,7 +223,10 @@ impl Keeper {
 
     async fn hand_out(&mut self) -> Result<(Live, Lease), EngineError> {
         if self.row.state == SandboxState::Paused {
-            self.resume().await?;
+            let began = Instant::now();
+            let done = self.resume().await;
+            self.timed(Step::Resume, began, &done);
+            done?;
         }
         match (&self.live, self.row.state) {
             (Some(live), SandboxState::Running) => Ok((live.clone(), self.entry.activity.lease())),

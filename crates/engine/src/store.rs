@@ -18,6 +18,7 @@ use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{EngineError, OpenError, chain};
+use crate::meters::StoreMeters;
 
 pub(crate) use keys::{HASH_LENGTH, KeyRow};
 pub(crate) use once::{Kept, Once};
@@ -109,12 +110,14 @@ impl From<StoreError> for EngineError {
 #[derive(Debug)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
+    meters: StoreMeters,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The writer thread's own state.
 struct Writer {
     connection: Connection,
+    meters: StoreMeters,
     durability: Durability,
     open: bool,
 }
@@ -127,8 +130,10 @@ impl Store {
         let path = state_dir.join(DATABASE_FILE);
         let connection = open_checked(&path)?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
+        let meters = StoreMeters::default();
         let mut writer = Writer {
             connection,
+            meters: meters.clone(),
             durability: Durability::PowerCut,
             open: true,
         };
@@ -148,6 +153,7 @@ impl Store {
             })?;
         Ok(Self {
             jobs,
+            meters,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -161,13 +167,23 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |writer| {
-            let result = writer.transact(durability, work);
+            let result = writer.timed(durability, work);
             // The caller may have gone; the work is done all the same.
             drop(reply.send(result));
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         let result = answered(answer).await.map_err(|_| StoreError::Closed)?;
         result.map_err(|source| classify(what, source))
+    }
+
+    /// Returns what the writer counts and times.
+    pub(crate) const fn meters(&self) -> &StoreMeters {
+        &self.meters
+    }
+
+    /// Returns how many transactions wait for the writer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
     }
 
     /// Finishes what waits and closes the database.
@@ -203,6 +219,20 @@ async fn answered<T: Send + 'static>(
 }
 
 impl Writer {
+    fn timed<T>(
+        &mut self,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let began = std::time::Instant::now();
+        let result = self.transact(durability, work);
+        self.meters.written.observe(began.elapsed().as_secs_f64());
+        if result.is_err() {
+            self.meters.failed.inc();
+        }
+        result
+    }
+
     fn transact<T>(
         &mut self,
         durability: Durability,
@@ -334,6 +364,13 @@ fn corrupt(path: &Path, source: crate::error::Cause) -> OpenError {
         backup,
         source,
     }
+}
+
+/// Returns the bytes of the database and its log. Blocks.
+pub(crate) fn bytes_on_disk(state_dir: &Path) -> u64 {
+    let path = state_dir.join(DATABASE_FILE);
+    let length = |suffix| std::fs::metadata(beside(&path, suffix)).map_or(0, |data| data.len());
+    ["", "-wal"].into_iter().map(length).sum()
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

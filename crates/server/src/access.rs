@@ -7,12 +7,14 @@
 mod origin;
 mod roles;
 
+pub(crate) use roles::template;
+
 use axum::extract::{MatchedPath, Request};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::response::Response;
 use pinfold_engine::Caller;
-use pinfold_types::ErrorCode;
+use pinfold_types::{ErrorCode, Role};
 
 use crate::error::ApiError;
 use crate::peer::{Door, Peer};
@@ -20,6 +22,9 @@ use crate::router::Api;
 
 /// Longest header with a key that is looked at.
 const AUTHORIZATION_BYTES_MAX: usize = 256;
+
+/// The one route that the setting `metrics_open` is about.
+const METRICS: &str = "/metrics";
 
 /// Proves who asks and lets the request on, with its [`Caller`], or says why not.
 pub(crate) fn admit(api: &Api, request: &mut Request) -> Result<Caller, ApiError> {
@@ -35,6 +40,11 @@ pub(crate) fn admit(api: &Api, request: &mut Request) -> Result<Caller, ApiError
             origin::check_development(request.headers(), allowed)?;
             caller.clone()
         }
+        Door::Keys { .. } if may_scrape(api, peer, request) => {
+            origin::check_development(request.headers(), allowed)?;
+            let own = &api.options;
+            Caller::of_host(own.own_uid, own.own_gid, Role::Viewer)
+        }
         Door::Keys { leash } => {
             origin::check_stream(request.headers(), allowed)?;
             let grant = api.engine.authenticate(token(request.headers())?)?;
@@ -48,6 +58,18 @@ pub(crate) fn admit(api: &Api, request: &mut Request) -> Result<Caller, ApiError
     }
     request.extensions_mut().insert(caller.clone());
     Ok(caller)
+}
+
+/// Returns whether this is a program of the same machine that asks for metrics, which the setting
+/// gives to everybody there. One that shows a key is known by its key.
+fn may_scrape(api: &Api, peer: &Peer, request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>();
+    api.options.metrics_open
+        && peer
+            .address
+            .is_some_and(|address| address.ip().is_loopback())
+        && path.is_some_and(|path| path.as_str() == METRICS)
+        && !request.headers().contains_key(AUTHORIZATION)
 }
 
 /// Answers a browser that asks whether it may ask, when it may.

@@ -168,7 +168,7 @@ impl Acceptor {
         let acceptor = self.clone_for_task();
         let (entry, tls) = (door.entry, door.tls.clone());
         self.api.tasks.spawn(async move {
-            acceptor.serve_remote(stream, entry, tls).await;
+            acceptor.serve_remote((stream, address), entry, tls).await;
             drop((place, permit));
         });
     }
@@ -182,15 +182,20 @@ impl Acceptor {
         }
     }
 
-    async fn serve_remote(self, stream: TcpStream, entry: Entry, tls: Option<Tls>) {
+    async fn serve_remote(
+        self,
+        (stream, address): (TcpStream, SocketAddr),
+        entry: Entry,
+        tls: Option<Tls>,
+    ) {
         match (entry, tls) {
             (Entry::Development, _) => {
                 let own = &self.api.options;
                 let caller = Caller::of_host(own.own_uid, own.own_gid, Role::Admin);
-                let peer = Peer::new(Door::Development { caller });
+                let peer = Peer::new(Door::Development { caller }, address);
                 self.serve_one(stream, peer).await;
             }
-            (Entry::Keys, None) => self.serve_keyed(stream).await,
+            (Entry::Keys, None) => self.serve_keyed(stream, address).await,
             (Entry::Keys, Some(tls)) => {
                 let most = self.api.options.header_read_max;
                 let shaken = tls.acceptor().accept(stream);
@@ -199,7 +204,7 @@ impl Acceptor {
                     shaken = tokio::time::timeout(most, shaken) => shaken,
                 };
                 match shaken {
-                    Ok(Ok(stream)) => self.serve_keyed(stream).await,
+                    Ok(Ok(stream)) => self.serve_keyed(stream, address).await,
                     Ok(Err(error)) => {
                         tracing::debug!(chain = %ErrorChain(&error), "no TLS connection");
                     }
@@ -209,12 +214,12 @@ impl Acceptor {
         }
     }
 
-    async fn serve_keyed<T>(&self, stream: T)
+    async fn serve_keyed<T>(&self, stream: T, address: SocketAddr)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (leash, stream) = Leash::around(stream, self.api.tasks.clone());
-        self.serve_one(stream, Peer::new(Door::Keys { leash }))
+        self.serve_one(stream, Peer::new(Door::Keys { leash }, address))
             .await;
     }
 

@@ -18,6 +18,7 @@ mod fleet;
 mod keys;
 mod leash;
 mod listeners;
+mod meters;
 mod openapi;
 mod options;
 mod peer;
@@ -32,6 +33,7 @@ mod tls;
 
 pub use connection::serve;
 pub use listeners::{DoorError, Listeners, TcpDoor};
+pub use meters::metrics_page;
 pub use openapi::openapi_document;
 pub use options::ServerOptions;
 pub use tls::{Tls, TlsError};

@@ -49,6 +49,8 @@ pub struct ServerOptions {
     pub own_gid: u32,
     /// Origins whose web pages may ask at the port; none by default.
     pub cors_origins: Vec<String>,
+    /// Whether programs of this machine may read `GET /metrics` at the port without a key.
+    pub metrics_open: bool,
     /// Most connections of the port at once; further ones wait to be accepted. The Unix socket has
     /// places of its own.
     pub tcp_connections_max: usize,
@@ -78,6 +80,7 @@ impl ServerOptions {
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
             cors_origins: Vec::new(),
+            metrics_open: false,
             tcp_connections_max: TCP_CONNECTIONS_MAX_DEFAULT,
             tcp_connections_per_address_max: TCP_CONNECTIONS_PER_ADDRESS_MAX_DEFAULT,
             drain_max: DRAIN_MAX_DEFAULT,

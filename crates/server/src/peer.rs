@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pinfold_engine::Caller;
@@ -31,14 +32,17 @@ pub(crate) enum Door {
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) door: Door,
+    /// Where it comes from, when it comes over the network.
+    pub(crate) address: Option<SocketAddr>,
     /// Why its requests are refused, when they are.
     pub(crate) refused: Option<ApiError>,
 }
 
 impl Peer {
-    pub(crate) const fn new(door: Door) -> Self {
+    pub(crate) const fn new(door: Door, address: SocketAddr) -> Self {
         Self {
             door,
+            address: Some(address),
             refused: None,
         }
     }
@@ -62,6 +66,7 @@ pub(crate) fn identify(
     let pid = credentials.pid();
     let peer = Peer {
         door: Door::Local { caller, pid },
+        address: None,
         refused: refusal(uid, options.own_uid),
     };
     Ok((Principal::User(uid), peer))

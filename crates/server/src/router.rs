@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -19,10 +18,13 @@ use utoipa_axum::routes;
 
 use crate::body;
 use crate::error::{self, ApiError};
+use crate::meters::Meters;
 use crate::options::ServerOptions;
 use crate::peer::Peer;
 use crate::query::Query;
-use crate::{access, docs_page, execs, files, fleet, keys, openapi, pools, sandboxes, stream};
+use crate::{
+    access, docs_page, execs, files, fleet, keys, meters, openapi, pools, sandboxes, stream,
+};
 
 /// Name of the header that tells an answer's request id.
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -38,11 +40,13 @@ pub(crate) struct Api {
     pub(crate) abort: CancellationToken,
     /// Connections, streams, and work that must not stop half done because its caller has gone.
     pub(crate) tasks: TaskTracker,
+    pub(crate) meters: Arc<Meters>,
 }
 
 impl Api {
     pub(crate) fn new(engine: Engine, options: ServerOptions, shutdown: CancellationToken) -> Self {
         Self {
+            meters: Arc::new(Meters::new(&engine)),
             engine,
             options: Arc::new(options),
             shutdown,
@@ -139,6 +143,7 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(execs::exec))
         .routes(routes!(stream::events))
         .routes(routes!(openapi::document))
+        .routes(routes!(meters::show))
         .routes(routes!(docs_page::docs))
         .routes(routes!(docs_page::style));
     OpenApiRouter::with_openapi(openapi::empty())
@@ -148,10 +153,12 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
 
 /// Gives a request its id, asks the gate, finishes errors, and writes the log.
 async fn each_request(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let began = Instant::now();
+    let in_flight = api.meters.request();
     let request_id = RequestId::new();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.and_then(|path| access::template(path.as_str()));
     let peer = request.extensions().get::<Peer>().cloned();
     let origin = access::origin(request.headers());
     request.extensions_mut().insert(request_id.clone());
@@ -170,6 +177,7 @@ async fn each_request(State(api): State<Api>, mut request: Request, next: Next) 
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
+    in_flight.answered(&method, route, response.status());
     tracing::debug!(
         %request_id,
         %method,
@@ -178,7 +186,7 @@ async fn each_request(State(api): State<Api>, mut request: Request, next: Next) 
         principal = caller.as_ref().map(|caller| tracing::field::display(&caller.principal)),
         key = caller.as_ref().and_then(|caller| caller.key.as_ref()).map(tracing::field::display),
         pid = peer.as_ref().and_then(Peer::pid),
-        elapsed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        elapsed_us = u64::try_from(in_flight.elapsed().as_micros()).unwrap_or(u64::MAX),
         "request"
     );
     response

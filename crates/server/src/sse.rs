@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::time::{Instant, Interval};
 
 use crate::error::ApiError;
+use crate::meters::{OpenStream, StreamKind};
 use crate::router::Api;
 
 /// What a caller accepts that wants server-sent events.
@@ -82,7 +83,7 @@ enum Source {
 
 impl Source {
     /// Returns the next event as it is sent. Safe to cancel.
-    async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
+    async fn next(&mut self, open: &OpenStream) -> Option<Result<Bytes, ApiError>> {
         match self {
             Self::Journal {
                 sandbox_id,
@@ -93,6 +94,9 @@ impl Source {
                     Ok(event) => event,
                     Err(error) => return Some(Err(error.into())),
                 };
+                if matches!(event.kind, EventKind::Dropped { .. }) {
+                    open.dropped();
+                }
                 let message = EventMessage::new(sandbox_id, exec_id, &event);
                 Some(Ok(event_text(Some(seen_with(&event)), None, &message)))
             }
@@ -134,6 +138,7 @@ fn event_text(id: Option<u64>, name: Option<&str>, data: &impl Serialize) -> Byt
 
 struct Sending {
     source: Source,
+    open: OpenStream,
     request_id: RequestId,
     heartbeat: Interval,
     shutdown: BoxFuture<'static, ()>,
@@ -143,8 +148,9 @@ impl Sending {
     /// Returns the next piece, and itself unless that was the last.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Option<Self>)> {
         let failed = tokio::select! {
-            next = self.source.next() => match next? {
+            next = self.source.next(&self.open) => match next? {
                 Ok(text) => {
+                    self.open.sent(text.len());
                     self.heartbeat.reset();
                     return Some((Ok(text), Some(self)));
                 }
@@ -166,6 +172,7 @@ fn answer(api: &Api, request_id: RequestId, source: Source) -> Response {
     let every = api.options.heartbeat;
     let sending = Sending {
         source,
+        open: api.meters.stream(StreamKind::ServerSent),
         request_id,
         heartbeat: tokio::time::interval_at(Instant::now() + every, every),
         shutdown: Box::pin(api.shutdown.clone().cancelled_owned()),

@@ -19,11 +19,12 @@ use pinfold_engine::{EngineError, EventReader};
 use pinfold_types::api::SignalRequest;
 use pinfold_types::exec::EventMessage;
 use pinfold_types::frame::{FRAME_BYTES_MAX, InputFrame, OutputFrame};
-use pinfold_types::{ApiErrorBody, ErrorCode, ExecEvent, ExecId, SandboxId};
+use pinfold_types::{ApiErrorBody, ErrorCode, EventKind, ExecEvent, ExecId, SandboxId};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::error::ApiError;
+use crate::meters::{OpenStream, StreamKind};
 use crate::query::Query;
 use crate::request::{Asked, Target};
 use crate::router::Api;
@@ -185,6 +186,13 @@ enum Form {
 }
 
 impl Form {
+    const fn kind(&self) -> StreamKind {
+        match self {
+            Self::Json { .. } => StreamKind::Events,
+            Self::Frames => StreamKind::Attach,
+        }
+    }
+
     fn write(&self, event: ExecEvent) -> Message {
         match self {
             Self::Json {
@@ -196,6 +204,14 @@ impl Form {
             }
             Self::Frames => Message::binary(OutputFrame(event).encode()),
         }
+    }
+}
+
+fn length(message: &Message) -> usize {
+    match message {
+        Message::Text(text) => text.len(),
+        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
+        Message::Close(_) => 0,
     }
 }
 
@@ -265,6 +281,7 @@ impl Stream {
             sink,
             reader,
             refused,
+            open: api.meters.stream(form.kind()),
             form,
             ping_every: api.options.heartbeat,
         };
@@ -348,6 +365,7 @@ struct Output {
     reader: EventReader,
     refused: mpsc::Receiver<Message>,
     form: Form,
+    open: OpenStream,
     ping_every: Duration,
 }
 
@@ -386,7 +404,11 @@ impl Output {
             }),
             Some(Err(error)) => Some(Ended::Failed(Box::new(error.into()))),
             Some(Ok(event)) => {
+                if matches!(event.kind, EventKind::Dropped { .. }) {
+                    self.open.dropped();
+                }
                 let message = self.form.write(event);
+                self.open.sent(length(&message));
                 self.sink.feed(message).await.err().map(|_| Ended::Gone)
             }
         }

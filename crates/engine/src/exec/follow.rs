@@ -318,6 +318,9 @@ impl Follower {
     /// Writes the end down and lets the agent forget the exec.
     async fn finish(&self) {
         let row = self.cell.row_now();
+        let ended_ms = row.ended_ms.unwrap_or(row.started_ms);
+        let meters = &self.core.meters;
+        meters.exec_ended(row.exit.as_ref(), ended_ms - row.started_ms);
         let mut wait = RETRY_TIME_MIN;
         // Until it is written the exec stays known here, where its exit is.
         while let Err(error) = self.core.store.end_exec(&row).await {

@@ -129,6 +129,8 @@ impl Keeper {
     }
 
     fn made(&mut self, made: Made) {
+        let took = made.as_ref().ok().map(|(_, took)| *took);
+        self.core.meters.refilled(took);
         match made {
             Ok(made) => {
                 self.failures = 0;

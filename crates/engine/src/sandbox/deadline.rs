@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{GRACE_DEFAULT, Keeper};
 use crate::error::chain;
+use crate::meters::Step;
 
 /// Longest sleep before the clock is looked at again: the time of day may be set, and a laptop's
 /// sleep does not count as the runtime's time.
@@ -109,11 +110,13 @@ impl Keeper {
         if which == Which::Lifetime {
             self.row.lifetime_done = true;
         }
-        let done = match action {
-            DeadlineAction::Remove => self.remove(false).await.map(drop),
-            DeadlineAction::Stop => self.stop(GRACE_DEFAULT).await,
-            DeadlineAction::Pause => self.pause().await,
+        let began = Instant::now();
+        let (step, done) = match action {
+            DeadlineAction::Remove => (Step::Remove, self.remove(false).await.map(drop)),
+            DeadlineAction::Stop => (Step::Stop, self.stop(GRACE_DEFAULT).await),
+            DeadlineAction::Pause => (Step::Pause, self.pause().await),
         };
+        self.timed(step, began, &done);
         self.retry_at = None;
         if let Err(error) = done {
             tracing::error!(

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Keeper;
 use crate::entry::Live;
 use crate::error::{EngineError, chain};
+use crate::meters::Phase;
 use crate::mounts::{Asker, Rules};
 use crate::store::Once;
 
@@ -92,11 +93,13 @@ impl Keeper {
                 .image(self.asker(), &self.row.spec.image)?,
         };
         let driver = Arc::clone(&self.core.driver);
+        let began = Instant::now();
         let image = tokio::select! {
             biased;
             () = unwanted.cancelled() => return Err(self.was_unwanted()),
             image = driver.prepare(&request, progress) => image?,
         };
+        self.core.meters.phase(Phase::Image, began.elapsed());
         crash_point!("engine.image_prepared");
         if !self.row.provenance.is_waiting() {
             self.make_persist().await?;
@@ -214,6 +217,7 @@ impl Keeper {
         };
         self.unrecorded = true;
         let _effect = self.core.effects.read().await;
+        let began = Instant::now();
         let started = self.core.driver.start(&row.id, source, &spec).await;
         let instance = match started {
             Ok(instance) => instance,
@@ -222,6 +226,7 @@ impl Keeper {
                 return Err(error.into());
             }
         };
+        self.core.meters.phase(Phase::Instance, began.elapsed());
         let agent = (self.core.connect)(Arc::clone(&instance));
         Ok((instance, agent))
     }
@@ -248,7 +253,8 @@ impl Keeper {
             return Err(EngineError::new(ErrorCode::Internal, "nothing was started"));
         };
         let most = self.core.config.agent_answer_max;
-        let deadline = Instant::now() + most;
+        let began = Instant::now();
+        let deadline = began + most;
         let asked = async {
             let mut wait = ASK_AGAIN_MIN;
             loop {
@@ -262,7 +268,10 @@ impl Keeper {
         };
         tokio::select! {
             biased;
-            () = asked => Ok(()),
+            () = asked => {
+                self.core.meters.phase(Phase::Agent, began.elapsed());
+                Ok(())
+            }
             exit = live.instance.wait() => Err(EngineError::new(
                 ErrorCode::InstanceGone,
                 format!("the sandbox ended while it started: {}", exit.reason),

@@ -69,9 +69,18 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("POST", "/sandboxes/{id}/exec", CHANGE),
     ("GET", "/sandboxes/{id}/stream", READ),
     ("GET", "/openapi.json", READ),
+    ("GET", "/metrics", READ),
     ("GET", "/docs", READ),
     ("GET", "/docs/style.css", READ),
 ];
+
+/// Returns the template of a route, out of the list, so that there are as many as are in it.
+pub(crate) fn template(path: &str) -> Option<&'static str> {
+    ROUTES
+        .iter()
+        .map(|(_, known, _)| *known)
+        .find(|known| *known == path)
+}
 
 /// Lets a role pass, or says what is missing.
 pub(super) fn check(method: &Method, path: &str, role: Role) -> Result<(), ApiError> {

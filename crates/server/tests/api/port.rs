@@ -38,12 +38,12 @@ fn asked(name: &str, role: Role) -> CreateKeyRequest {
     }
 }
 
-async fn key(server: &Server, name: &str, role: Role) -> CreatedKey {
+pub(crate) async fn key(server: &Server, name: &str, role: Role) -> CreatedKey {
     server.client.key_create(&asked(name, role)).await.unwrap()
 }
 
 /// Sends a request with some headers over the port.
-async fn send(address: SocketAddr, line: &str, headers: &[&str], body: &str) -> Answer {
+pub(crate) async fn send(address: SocketAddr, line: &str, headers: &[&str], body: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let headers: String = headers.iter().flat_map(|header| [header, "\r\n"]).collect();
     let length = body.len();
@@ -54,7 +54,7 @@ async fn send(address: SocketAddr, line: &str, headers: &[&str], body: &str) -> 
     Answer::read(stream).await
 }
 
-fn bearer(key: &CreatedKey) -> String {
+pub(crate) fn bearer(key: &CreatedKey) -> String {
     format!("authorization: Bearer {}", key.token.reveal())
 }
 

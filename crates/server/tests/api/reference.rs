@@ -10,7 +10,7 @@ use crate::server::Server;
 /// Set to write the generated page instead of comparing it.
 pub(crate) const UPDATE_VARIABLE: &str = "PINFOLD_UPDATE_REFERENCE";
 
-fn page(name: &str) -> PathBuf {
+pub(crate) fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../docs/reference")
         .join(name)
