@@ -1,5 +1,6 @@
 //! What can be typed: every verb with its options.
 
+mod host;
 mod key;
 mod options;
 mod pools;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
+pub(crate) use host::HostOptions;
 pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
 pub(crate) use pools::{PoolVerb, SizeOptions, TemplateCreateArguments, TemplateVerb};
@@ -56,6 +58,8 @@ pub(crate) struct Global {
     /// Talk to the daemon at this socket
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<String>,
+    #[command(flatten)]
+    pub(crate) elsewhere: HostOptions,
     /// Use the daemon of this state directory
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) state_dir: Option<String>,
@@ -81,6 +85,7 @@ impl Global {
         ] {
             settings.extend(value.clone().map(|value| (key, value)));
         }
+        settings.extend(self.elsewhere.settings());
         if self.no_start {
             settings.push((environment::AUTOSTART, "false".to_owned()));
         }

@@ -197,7 +197,8 @@ fn spawn(config: &Config, log: File, deadline: Instant) -> io::Result<String> {
     pinfold_linux::descriptors::close_on_exec_from(3)?;
     let kept = std::env::vars_os().filter(|(name, _)| {
         name.to_str().is_some_and(|name| {
-            environment::DAEMON_VARIABLES.contains(&name) || environment::is_known_variable(name)
+            environment::DAEMON_VARIABLES.contains(&name)
+                || (environment::is_known_variable(name) && name != environment::API_KEY_VARIABLE)
         })
     });
     let program = std::env::current_exe().ok().filter(|path| path.exists());

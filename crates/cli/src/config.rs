@@ -31,6 +31,18 @@ pub(crate) enum Origin {
     Default,
 }
 
+impl Origin {
+    /// Which of two wins.
+    const fn right(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::File(_) => 1,
+            Self::Variable(_) => 2,
+            Self::Flag => 3,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -170,6 +182,7 @@ impl Config {
         default(environment::MOUNTS_ALLOWED, "own");
         default(environment::ALLOW_PLAIN_TCP, "false");
         default(environment::METRICS_OPEN, "false");
+        default(environment::INSECURE_HTTP, "false");
         default(environment::QUOTA_USERS, "false");
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");
@@ -322,6 +335,30 @@ impl Config {
     /// Returns the daemon's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         PathBuf::from(self.text(environment::SOCKET).unwrap_or_default())
+    }
+
+    /// Returns where a value comes from, when there is one.
+    pub(crate) fn origin(&self, key: &str) -> Option<&Origin> {
+        self.values.get(key).map(|(_, origin)| origin)
+    }
+
+    /// Returns the daemon that commands are for when it is not the one at the socket.
+    ///
+    /// A socket or a state directory that is named with more right than the host wins.
+    pub(crate) fn host(&self) -> Option<pinfold_client::Endpoint> {
+        let endpoint = self.parsed(environment::HOST)?;
+        let right = |key| self.origin(key).map_or(0, Origin::right);
+        let of_host = right(environment::HOST);
+        let local = [environment::SOCKET, environment::STATE_DIR];
+        local
+            .iter()
+            .all(|key| right(key) <= of_host)
+            .then_some(endpoint)
+    }
+
+    /// Returns whether commands are for a daemon that may see other files than we do.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.host(), Some(pinfold_client::Endpoint::Tcp(_)))
     }
 
     /// Returns whether a daemon is started when none answers.
@@ -644,6 +681,25 @@ mod tests {
         }
         let default = Config::load(&sources(&[("HOME", "/h")])).unwrap();
         assert_eq!(default.mounts_allowed(), MountsAllowed::default());
+    }
+
+    #[test]
+    fn the_daemon_is_the_one_that_was_named_with_most_right() {
+        let host = |variables: &[(&str, &str)], flags: &[(&'static str, &str)]| {
+            let mut sources = sources(variables);
+            let owned = flags.iter().map(|(key, value)| (*key, (*value).to_owned()));
+            sources.flags = owned.collect();
+            Config::load(&sources).unwrap().host()
+        };
+        let home = ("HOME", "/h");
+        let variable = ("PINFOLD_HOST", "https://a.example");
+        assert!(host(&[home], &[]).is_none());
+        assert!(host(&[home, variable], &[]).is_some());
+        assert!(host(&[home, variable, ("PINFOLD_SOCKET", "/s")], &[]).is_some());
+        assert!(host(&[home, variable], &[("socket", "/s")]).is_none());
+        assert!(host(&[home, variable], &[("state_dir", "/s")]).is_none());
+        let named = [("host", "http://[::1]:80")];
+        assert!(host(&[home, ("PINFOLD_SOCKET", "/s")], &named).is_some());
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! What every verb needs: the settings, the printer, and the daemon.
 
-use pinfold_client::{Client, ClientError};
-use pinfold_types::SandboxState;
+use pinfold_client::{Client, ClientError, Endpoint};
 use pinfold_types::api::{ListQuery, Sandbox, Version};
+use pinfold_types::{ErrorCode, SandboxState};
 
 use crate::arguments::Targets;
 use crate::autostart;
 use crate::config::Config;
 use crate::error::CliError;
 use crate::printer::Printer;
+use crate::remote;
+
+/// What to do when a daemon does not know us: it speaks of headers, and here is none to write.
+const NO_KEY: &str = "set PINFOLD_API_KEY, or name a file that holds a key with --key-file; \
+                      `pinfold key create NAME` on the daemon's host makes one";
 
 /// What every verb needs.
 #[derive(Debug, Clone)]
@@ -28,6 +33,17 @@ impl Context {
     ///
     /// Fails when no daemon answers and none may or can be started.
     pub(crate) async fn connect(config: Config, printer: Printer) -> Result<Self, CliError> {
+        if let Some(endpoint) = config.host() {
+            let client = remote::open(&config, &endpoint, printer).await?;
+            let daemon = client.version().await.map_err(api_error)?;
+            let context = Self {
+                config: std::sync::Arc::new(config),
+                printer,
+                client,
+            };
+            context.compare_versions(&daemon, Some(&endpoint));
+            return Ok(context);
+        }
         autostart::ensure(&config)?;
         let (client, daemon) = match greet(&config).await {
             // It accepted us and ended in the same moment: there is no second such moment.
@@ -43,7 +59,7 @@ impl Context {
             printer,
             client,
         };
-        context.compare_versions(&daemon);
+        context.compare_versions(&daemon, None);
         Ok(context)
     }
 
@@ -61,9 +77,17 @@ impl Context {
     }
 
     /// Says so when the daemon is of another version: it may not understand us.
-    fn compare_versions(&self, daemon: &Version) {
+    fn compare_versions(&self, daemon: &Version, host: Option<&Endpoint>) {
         let ours = env!("CARGO_PKG_VERSION");
-        if daemon.version != ours {
+        if daemon.version == ours {
+            return;
+        }
+        if let Some(host) = host {
+            self.printer.warn(&format!(
+                "the daemon at {host} is pinfold {} and this is pinfold {ours}",
+                daemon.version
+            ));
+        } else {
             self.printer.warn(&format!(
                 "the daemon is pinfold {} and this is pinfold {ours}; `kill {}` ends it and the next \
                  command starts the new one, while sandboxes live on",
@@ -79,6 +103,10 @@ impl Context {
     /// Fails when none answers and none may or can be started.
     pub(crate) async fn reconnect(&self) -> Result<(), CliError> {
         let config = self.config.clone();
+        if config.host().is_some() {
+            // Only who runs it starts it; whether it is back is seen by asking.
+            return Ok(());
+        }
         // It may block on a lock and a starting daemon.
         tokio::task::spawn_blocking(move || autostart::ensure(&config))
             .await
@@ -161,8 +189,13 @@ impl Target {
 )]
 pub(crate) fn api_error(error: ClientError) -> CliError {
     if let ClientError::Api(detail) = &error {
-        let mut told = CliError::of_api(detail.code, &detail.message, detail.hint.clone());
-        if detail.code == pinfold_types::ErrorCode::Internal && !detail.request_id.is_empty() {
+        let hint = if detail.code == ErrorCode::Unauthenticated {
+            Some(NO_KEY.to_owned())
+        } else {
+            detail.hint.clone()
+        };
+        let mut told = CliError::of_api(detail.code, &detail.message, hint);
+        if detail.code == ErrorCode::Internal && !detail.request_id.is_empty() {
             told = told.caused_by(&CliError::new(format!("request {}", detail.request_id)));
         }
         return told;

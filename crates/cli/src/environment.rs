@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Duration,
     /// An address and a port.
     Address,
+    /// Where a daemon is.
+    Endpoint,
     /// Origins of web pages, separated by commas.
     Origins,
     /// An isolation tier.
@@ -53,6 +55,9 @@ impl Kind {
             Self::Count => "number".to_owned(),
             Self::Duration => "duration, as in `30s`".to_owned(),
             Self::Address => "address and port, as in `127.0.0.1:8080`".to_owned(),
+            Self::Endpoint => {
+                "`https://host:port`, `http://host:port` or `unix:///path`".to_owned()
+            }
             Self::Origins => "origins, as in `https://app.example`".to_owned(),
             Self::Isolation => "`namespace`, `gvisor` or `vm`".to_owned(),
             Self::Filter => "log level, or `module=level,…`".to_owned(),
@@ -92,6 +97,10 @@ impl Kind {
             Self::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|_| {
                 format!("`{text}` is not an address and port such as `127.0.0.1:8080`")
             }),
+            Self::Endpoint => text
+                .parse::<pinfold_client::Endpoint>()
+                .map(drop)
+                .map_err(|error| format!("`{text}` names no daemon: {error}")),
             Self::Origins => text.split(',').try_for_each(check_origin),
             Self::Isolation => parse_isolation(text).map(drop),
             Self::Filter => text
@@ -245,6 +254,18 @@ pub(crate) const WARM_POOL_MIN: &str = "warm_pool_min";
 /// Largest number of them then.
 pub(crate) const WARM_POOL_MAX: &str = "warm_pool_max";
 
+/// The daemon that commands are for.
+pub(crate) const HOST: &str = "host";
+/// File with the API key that it is shown.
+pub(crate) const KEY_FILE: &str = "key_file";
+/// Certificates that it is trusted by.
+pub(crate) const CA_FILE: &str = "ca_file";
+/// Whether it may be spoken to in plain text wherever it is.
+pub(crate) const INSECURE_HTTP: &str = "insecure_http";
+
+/// Variable that holds the API key for [`HOST`]; no setting, since settings are shown.
+pub(crate) const API_KEY_VARIABLE: &str = "PINFOLD_API_KEY";
+
 /// Every setting, in the order of the reference.
 pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
@@ -264,6 +285,39 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "root: `/var/lib/pinfold`; others: `$XDG_STATE_HOME/pinfold` or \
                   `~/.local/state/pinfold`",
         meaning: "Directory that holds the daemon's database, images, journals and disks.",
+    },
+    Setting {
+        key: HOST,
+        variable: "PINFOLD_HOST",
+        flag: "--host",
+        kind: Kind::Endpoint,
+        default: "the daemon at `socket`",
+        meaning: "Daemon that commands are for, instead of the one at `socket`; none is started.",
+    },
+    Setting {
+        key: KEY_FILE,
+        variable: "PINFOLD_KEY_FILE",
+        flag: "--key-file",
+        kind: Kind::Path,
+        default: "`PINFOLD_API_KEY`, or no key",
+        meaning: "File that holds the API key for `host`.",
+    },
+    Setting {
+        key: CA_FILE,
+        variable: "PINFOLD_CA_FILE",
+        flag: "--ca-file",
+        kind: Kind::Path,
+        default: "the system's certificates",
+        meaning: "Certificates in PEM, one of which has to have signed that of `host`.",
+    },
+    Setting {
+        key: INSECURE_HTTP,
+        variable: "PINFOLD_INSECURE_HTTP",
+        flag: "--insecure-http",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Speak without TLS to a `host` that is another machine, although everybody on the \
+                  way can then read the API key and everything else.",
     },
     Setting {
         key: AUTOSTART,
@@ -546,6 +600,11 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
         "The configuration file; as the flag `--config`.",
     ),
     (
+        API_KEY_VARIABLE,
+        "The API key for `host`; a key in a variable is in no list of processes and in no shell's \
+         history.",
+    ),
+    (
         "PINFOLD_ATTACK_BIN",
         "The program that `doctor --attack` runs; as the flag `--attack-program`.",
     ),
@@ -641,8 +700,8 @@ pub(crate) fn reference() -> String {
     }
     page.push_str(
         "- `NO_COLOR`: Print no colours.\n\n\
-         A daemon that the command line starts is given the `PINFOLD_*` variables and these, and no\n\
-         others: ",
+         A daemon that the command line starts is given the `PINFOLD_*` variables, but for the API\n\
+         key, and these, and no others: ",
     );
     let names: Vec<String> = DAEMON_VARIABLES
         .iter()
@@ -679,6 +738,7 @@ mod tests {
             (COLOR, "never", "blue"),
             (SOCKET, "/run/x", ""),
             (LISTEN, "[::1]:8080", "8080"),
+            (HOST, "https://a.example:8443", "a.example:8443"),
             (
                 CORS_ORIGINS,
                 "https://a.example, http://localhost:3000",

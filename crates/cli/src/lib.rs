@@ -22,6 +22,7 @@ mod pools;
 mod port;
 mod printer;
 mod program;
+mod remote;
 mod request;
 mod session;
 mod shown;
@@ -74,6 +75,13 @@ pub fn main() -> ExitCode {
 fn perform(arguments: Arguments, printer: Printer) -> Result<u8, CliError> {
     let mut flags = arguments.global.settings();
     if let Verb::Serve(serve) = &arguments.verb {
+        if arguments.global.elsewhere.host.is_some() {
+            return Err(CliError::new(
+                "`serve` runs a daemon here, and --host names one elsewhere",
+            )
+            .hint("name the address of its port with --listen")
+            .exit(2));
+        }
         flags.extend(serve.settings());
     }
     let sources = Sources::of_process(arguments.global.config.clone(), flags);

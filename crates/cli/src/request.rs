@@ -24,6 +24,7 @@ pub(crate) fn of_template(
     options: &SandboxOptions,
     (place, language): (&PlaceOptions, Option<Language>),
 ) -> Result<CreateSandboxRequest, CliError> {
+    check_places(config, options)?;
     let Some(template) = template else {
         return build(Some(config), options, place, language);
     };
@@ -34,6 +35,32 @@ pub(crate) fn of_template(
         request.given = request.given.with("image", request.spec.image.clone());
     }
     Ok(request)
+}
+
+/// Checks that the daemon can mean the places that options name.
+///
+/// # Errors
+///
+/// Names the one that is not there, or that the daemon does not see.
+pub(crate) fn check_places(config: &Config, options: &SandboxOptions) -> Result<(), CliError> {
+    if config.is_remote() {
+        return crate::remote::check(options);
+    }
+    for mount in &options.mount {
+        check_source(Path::new(&mount.source), &mount.target)?;
+    }
+    let input = options.input.as_deref();
+    input.map_or(Ok(()), |directory| check_source(directory, "/in"))
+}
+
+fn check_source(source: &Path, target: &str) -> Result<(), CliError> {
+    let source = absolute(source)?;
+    std::fs::symlink_metadata(&source).map_err(|error| {
+        CliError::new(format!("failed to show {} at {target}", source.display()))
+            .caused_by(&error)
+            .hint("the part before the colon is a path on this host")
+    })?;
+    Ok(())
 }
 
 /// Builds the request of options alone, or with what is configured.
@@ -150,14 +177,8 @@ fn mounts(options: &SandboxOptions) -> Result<Vec<MountSpec>, CliError> {
 }
 
 fn mount_of(source: &Path, target: &str, writable: bool) -> Result<MountSpec, CliError> {
-    let source = absolute(source)?;
-    std::fs::symlink_metadata(&source).map_err(|error| {
-        CliError::new(format!("failed to show {} at {target}", source.display()))
-            .caused_by(&error)
-            .hint("the part before the colon is a path on this host")
-    })?;
     Ok(MountSpec {
-        source: text_of(&source)?,
+        source: text_of(&absolute(source)?)?,
         target: target.to_owned(),
         writable,
     })

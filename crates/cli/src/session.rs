@@ -290,6 +290,7 @@ fn is_passing(error: &ClientError) -> bool {
         ClientError::Api(detail) => detail.code == ErrorCode::Unavailable,
         ClientError::NoDaemon { .. }
         | ClientError::Socket { .. }
+        | ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. }
         | ClientError::Transport { .. } => true,
         _ => false,

@@ -38,6 +38,11 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         }
         _ => {}
     }
+    if matches!(verb, Verb::Doctor(_)) && config.is_remote() {
+        return Err(CliError::new("attacks are made on the daemon's own host")
+            .hint("run `pinfold doctor --attack` there")
+            .exit(2));
+    }
     let context = Context::connect(config, printer).await?;
     match verb {
         Verb::Run(arguments) => run::run(&context, &arguments).await,
@@ -67,5 +72,5 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
 
 /// Returns whether a daemon answers or may be started.
 fn may_start(config: &Config) -> Result<bool, CliError> {
-    Ok(config.autostart() || autostart::answers(config)?)
+    Ok(config.host().is_some() || config.autostart() || autostart::answers(config)?)
 }

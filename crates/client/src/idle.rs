@@ -22,7 +22,16 @@ pub(crate) struct Idle(Arc<Mutex<Vec<(Sender, Instant)>>>);
 
 impl Idle {
     /// Takes the connection that has waited the shortest and still stands.
-    pub(crate) fn take(&self) -> Option<Sender> {
+    pub(crate) async fn take(&self) -> Option<Sender> {
+        if let Some(sender) = self.look() {
+            return Some(sender);
+        }
+        // One whose answer has just been read comes back when its task gets its turn.
+        tokio::task::yield_now().await;
+        self.look()
+    }
+
+    fn look(&self) -> Option<Sender> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < WAIT_MAX);
         let at = waiting.iter().rposition(|(sender, _)| sender.is_ready())?;

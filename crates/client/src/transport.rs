@@ -221,7 +221,7 @@ impl Transport {
             }
             Way::Port { dialer, idle } => {
                 let mut request = request;
-                if let Some(mut sender) = idle.take() {
+                if let Some(mut sender) = idle.take().await {
                     match sender.try_send_request(request).await {
                         Ok(response) => {
                             idle.keep(sender);

@@ -53,6 +53,7 @@ async fn create_template(
             .hint("name its sandboxes when you create them")
             .exit(2));
     }
+    request::check_places(&context.config, &arguments.sandbox)?;
     let built = request::build(
         None,
         &arguments.sandbox,

@@ -55,22 +55,26 @@ pub(super) async fn status(context: &Context, targets: &OptionalTargets) -> Resu
 
 async fn daemon(context: &Context) -> Result<u8, CliError> {
     let version = context.client.version().await.map_err(api_error)?;
-    let socket = context.config.socket();
+    let (what, place) = match context.config.host() {
+        Some(host) => ("host", host.to_string()),
+        None => ("socket", context.config.socket().display().to_string()),
+    };
     if context.printer.json {
-        context.printer.value(&serde_json::json!({
+        let mut value = serde_json::json!({
             "running": true,
             "version": version.version,
             "pid": version.pid,
             "state_dir": version.state_dir,
-            "socket": socket,
-        }))?;
+        });
+        value[what] = place.into();
+        context.printer.value(&value)?;
     } else {
         context.printer.data(&format!(
-            "daemon:     running\nversion:    {}\npid:        {}\nstate_dir:  {}\nsocket:     {}\n",
+            "daemon:     running\nversion:    {}\npid:        {}\nstate_dir:  {}\n{:<12}{place}\n",
             version.version,
             version.pid,
             version.state_dir,
-            socket.display()
+            format!("{what}:"),
         ))?;
     }
     Ok(0)

@@ -2,8 +2,11 @@
 
 #![cfg(test)]
 
+mod remote;
 #[path = "../world/service.rs"]
 mod service;
+#[path = "../world/terminal.rs"]
+mod terminal;
 mod walkthrough;
 #[path = "../world/world.rs"]
 mod world;

@@ -13,6 +13,9 @@ use serde_json::Value;
 
 use crate::world::{World, alive, eventually, signal};
 
+/// Address that a network of a daemon's own has beside loopback; it is for documents and nobody's.
+pub(crate) const OTHER_ADDRESS: &str = "192.0.2.1";
+
 /// A daemon in the foreground that listens on a port.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -39,8 +42,10 @@ impl Service {
         let log = world.files().join("serve.log");
         let serve = world.pinfold(["serve"].iter().chain(arguments));
         let mut command = if apart {
-            let script = "ip link set lo up && exec \"$@\"";
-            behind(&serve, &["unshare", "--net", "sh", "-c", script, "sh"])
+            let script = format!(
+                "ip link set lo up && ip address add {OTHER_ADDRESS}/32 dev lo && exec \"$@\""
+            );
+            behind(&serve, &["unshare", "--net", "sh", "-c", &script, "sh"])
         } else {
             serve
         };
