@@ -384,6 +384,39 @@ async fn a_creation_names_a_template_and_overrides_it() {
 }
 
 #[tokio::test]
+async fn of_a_burst_as_many_are_warm_as_the_pool_held() {
+    const CLAIMS: usize = 100;
+    let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
+    let engine = with_pool(dir.path(), &world, 10).await;
+    // Nothing that begins now is warm before every claim has looked.
+    world.faults().start_hangs = true;
+    let claims: Vec<_> = (0..CLAIMS)
+        .map(|_| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.claim(&USER, claim_of("t")).await.unwrap() })
+        })
+        .collect();
+    for round in 0.. {
+        assert!(round < 20_000, "not every claim begins");
+        let starting = engine.pool(&ADMIN, "p").await.unwrap().starting as usize;
+        if world.disks.lock().unwrap().len() == CLAIMS + starting {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.faults().start_hangs = false;
+    let (mut warm, mut ids) = (0, std::collections::HashSet::new());
+    for claim in claims {
+        let claim = claim.await.unwrap();
+        warm += usize::from(claim.warm);
+        assert_eq!(claim.warm, claim.cold_reason.is_none());
+        assert!(ids.insert(claim.sandbox.id));
+    }
+    assert_eq!((warm, ids.len()), (10, CLAIMS));
+    engine.shut_down().await;
+}
+
+#[tokio::test]
 async fn removing_a_pool_drains_it_and_leaves_what_was_claimed() {
     let (dir, world) = (tempfile::tempdir().unwrap(), Arc::<World>::default());
     let engine = with_pool(dir.path(), &world, 4).await;

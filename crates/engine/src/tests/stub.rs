@@ -27,7 +27,7 @@ use crate::agent::{Agent, Connect};
 pub(super) struct Faults {
     pub(super) prepare: bool,
     pub(super) start: bool,
-    /// Starts never end.
+    /// Starts do not end while it is set.
     pub(super) start_hangs: bool,
     pub(super) agent_silent: bool,
     pub(super) pause_panics: bool,
@@ -145,9 +145,8 @@ impl Driver for StubDriver {
             );
         }
         self.0.disks.lock().unwrap().insert(id.clone());
-        let hangs = self.0.faults().start_hangs;
-        if hangs {
-            std::future::pending::<()>().await;
+        while self.0.faults().start_hangs {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let instance = self
             .0
