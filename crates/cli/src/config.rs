@@ -12,6 +12,7 @@ use std::time::Duration;
 use pinfold_engine::MountsAllowed;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::defaults;
 use crate::environment::{self, CONFIG_VARIABLE, Kind, SETTINGS, Setting};
 use crate::error::CliError;
 
@@ -187,6 +188,9 @@ impl Config {
         default(environment::COLOR, "auto");
         default(environment::IMAGE, "host");
         default(environment::ISOLATION, "namespace");
+        default(environment::VOLUME_MODE, "emptydir");
+        default(environment::CACHE_MODE, "emptydir");
+        default(environment::ASYNC_DEFAULT, "false");
         Ok(())
     }
 
@@ -244,10 +248,15 @@ impl Config {
     }
 
     fn add_variables(&mut self, sources: &Sources) -> Result<(), CliError> {
+        let mut more = Vec::new();
         for (name, value) in &sources.variables {
             let Some(name) = name.to_str().filter(|name| name.starts_with("PINFOLD_")) else {
                 continue;
             };
+            if let Some(added) = name.strip_prefix(environment::ENV_PREFIX) {
+                more.push((name, added, value));
+                continue;
+            }
             let known = SETTINGS.iter().find(|setting| setting.variable == name);
             let Some(setting) = known else {
                 if !environment::is_known_variable(name) {
@@ -269,7 +278,33 @@ impl Config {
             let value = absolute(setting, value, None);
             self.set(setting, value, Origin::Variable(setting.variable));
         }
+        for (name, added, value) in more {
+            self.add_env(added, value).map_err(|reason| {
+                CliError::new(format!("the variable {name} is not usable"))
+                    .caused_by(&CliError::new(reason))
+            })?;
+        }
         Ok(())
+    }
+
+    /// Adds one variable to the setting `env`; here an empty value is one.
+    fn add_env(&mut self, name: &str, value: &OsString) -> Result<(), String> {
+        let value = value.to_str().ok_or("it is not UTF-8")?;
+        let mut variables = self.env();
+        variables.insert(name.to_owned(), value.to_owned());
+        let text = serde_json::to_string(&variables).map_err(|error| error.to_string())?;
+        defaults::parse_variables(&text)?;
+        if let Some(setting) = environment::setting(environment::ENV) {
+            self.set(setting, text, Origin::Variable("PINFOLD_ENV_*"));
+        }
+        Ok(())
+    }
+
+    /// Returns the variables of every exec; they were checked when they were read.
+    pub(crate) fn env(&self) -> BTreeMap<String, String> {
+        self.text(environment::ENV)
+            .and_then(|text| defaults::parse_variables(text).ok())
+            .unwrap_or_default()
     }
 
     /// The socket's place depends on the others.
@@ -529,11 +564,21 @@ impl<'de> Visitor<'de> for ValueSeed {
         self.checked(value.to_string())
     }
 
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<String, A::Error> {
+        if self.0.kind != Kind::Variables {
+            return Err(de::Error::invalid_type(de::Unexpected::Map, &self));
+        }
+        let values: BTreeMap<String, serde_json::Value> =
+            serde::Deserialize::deserialize(de::value::MapAccessDeserializer::new(map))?;
+        let text = serde_json::to_string(&values).map_err(de::Error::custom)?;
+        self.checked(text)
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<String, A::Error> {
         if self.0.kind == Kind::Pools {
             return self.pools(list);
         }
-        if self.0.kind != Kind::AllowList {
+        if !matches!(self.0.kind, Kind::AllowList | Kind::Hosts) {
             return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
         }
         self.allow_list(list)
@@ -700,6 +745,29 @@ mod tests {
         assert!(host(&[home, variable], &[("state_dir", "/s")]).is_none());
         let named = [("host", "http://[::1]:80")];
         assert!(host(&[home, ("PINFOLD_SOCKET", "/s")], &named).is_some());
+    }
+
+    #[test]
+    fn variables_of_execs_come_from_a_mapping_and_from_a_prefix() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.yaml");
+        std::fs::write(&file, "env:\n  A: one\n  B: 2\n  C: true\n").unwrap();
+        let mut with_file = sources(&[("HOME", "/h"), ("PINFOLD_ENV_B", "two=2")]);
+        with_file.config = Some(file.clone());
+        let config = Config::load(&with_file).unwrap();
+        let pairs: Vec<_> = config.env().into_iter().collect();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            pairs,
+            [pair("A", "one"), pair("B", "two=2"), pair("C", "true")]
+        );
+        assert!(config.unknown_variables.is_empty());
+        for bad in ["env: [A]\n", "env:\n  A: [1]\n", "memory: {a: b}\n"] {
+            std::fs::write(&file, bad).unwrap();
+            assert!(Config::load(&with_file).is_err(), "{bad}");
+        }
+        let unnamed = Config::load(&sources(&[("HOME", "/h"), ("PINFOLD_ENV_", "x")]));
+        assert!(unnamed.is_err());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::allocator;
 use crate::arguments::ServeArguments;
 use crate::autostart::{READY, make_private};
 use crate::config::Config;
+use crate::defaults;
 use crate::environment;
 use crate::error::CliError;
 use crate::listen::listen;
@@ -220,6 +221,8 @@ async fn run(
     }
     let pools = pools::configured(config)?;
     settings.quotas = port::quotas(config);
+    settings.defaults = defaults::all(config);
+    settings.capacity = defaults::capacity(config);
     settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
     let options = port::options(config);
     if is_off(Defence::JournalBounds) {

@@ -42,6 +42,10 @@ pub(crate) enum Kind {
     Text,
     /// A list of pools.
     Pools,
+    /// Variables with their values; a mapping, in one text as JSON.
+    Variables,
+    /// Hosts; a list, in one text with commas between.
+    Hosts,
 }
 
 impl Kind {
@@ -69,6 +73,10 @@ impl Kind {
                     .to_owned()
             }
             Self::Text => "text".to_owned(),
+            Self::Variables => "mapping of names to values; in a variable as JSON".to_owned(),
+            Self::Hosts => "list of host names, `*.` wildcards, addresses and blocks; in a \
+                            variable with commas between, `none` for an empty one"
+                .to_owned(),
             Self::Pools => {
                 "list of `{name, template, spec, size}`, or `min` and `max` for `size`".to_owned()
             }
@@ -85,6 +93,8 @@ impl Kind {
             Self::Path if text.is_empty() => Err("an empty path".to_owned()),
             Self::Path | Self::Text => Ok(()),
             Self::Pools => crate::pools::check(text),
+            Self::Variables => crate::defaults::parse_variables(text).map(drop),
+            Self::Hosts => crate::defaults::parse_hosts(text).map(drop),
             Self::Switch if matches!(text, "true" | "false") => Ok(()),
             Self::Switch => Err(format!("`{text}` is neither `true` nor `false`")),
             Self::Size => done(text.parse::<ByteSize>()),
@@ -242,6 +252,35 @@ pub(crate) const ISOLATION: &str = "isolation";
 pub(crate) const LIFETIME: &str = "lifetime";
 /// Longest idle time of new sandboxes.
 pub(crate) const IDLE: &str = "idle";
+
+/// CPU share that new sandboxes request.
+pub(crate) const CPU_REQUEST: &str = "cpu_request";
+/// Memory that new sandboxes request.
+pub(crate) const MEMORY_REQUEST: &str = "memory_request";
+/// Disk that new sandboxes request.
+pub(crate) const DISK_REQUEST: &str = "disk_request";
+/// CPUs that all requests together may take.
+pub(crate) const CAPACITY_CPUS: &str = "capacity_cpus";
+/// Memory that all requests together may take.
+pub(crate) const CAPACITY_MEMORY: &str = "capacity_memory";
+/// Disk that all requests together may take.
+pub(crate) const CAPACITY_DISK: &str = "capacity_disk";
+/// Variables of every exec.
+pub(crate) const ENV: &str = "env";
+/// Hosts that sandboxes may reach.
+pub(crate) const ALLOWED_HOSTS: &str = "allowed_hosts";
+/// Hosts that sandboxes may not reach.
+pub(crate) const DENIED_HOSTS: &str = "denied_hosts";
+/// Where what sandboxes keep is.
+pub(crate) const VOLUME_MODE: &str = "volume_mode";
+/// Where the sandboxes' cache is.
+pub(crate) const CACHE_MODE: &str = "cache_mode";
+/// Directory of the cache on the host.
+pub(crate) const CACHE_PATH: &str = "cache_path";
+/// Size of the cache's volume.
+pub(crate) const CACHE_SIZE: &str = "cache_size";
+/// Whether an exec is asynchronous that does not say.
+pub(crate) const ASYNC_DEFAULT: &str = "async_default";
 
 /// Pools of warm sandboxes.
 pub(crate) const POOLS: &str = "pools";
@@ -548,6 +587,129 @@ pub(crate) const SETTINGS: &[Setting] = &[
         meaning: "Longest time that new sandboxes may be idle; `0` is for ever.",
     },
     Setting {
+        key: CPU_REQUEST,
+        variable: "PINFOLD_CPU_REQUEST",
+        flag: "`run --cpu-request`",
+        kind: Kind::Cpus,
+        default: "none",
+        meaning: "CPUs that new sandboxes are promised: their share when there is too little; the \
+                  sum of all requests is at most `capacity_cpus`.",
+    },
+    Setting {
+        key: MEMORY_REQUEST,
+        variable: "PINFOLD_MEMORY_REQUEST",
+        flag: "`run --memory-request`",
+        kind: Kind::Size,
+        default: "none",
+        meaning: "Memory that new sandboxes are promised: it is taken away last; the sum of all \
+                  requests is at most `capacity_memory`.",
+    },
+    Setting {
+        key: DISK_REQUEST,
+        variable: "PINFOLD_DISK_REQUEST",
+        flag: "`run --disk-request`",
+        kind: Kind::Size,
+        default: "none",
+        meaning: "Disk that new sandboxes are promised; the sum of all requests is at most \
+                  `capacity_disk`.",
+    },
+    Setting {
+        key: CAPACITY_CPUS,
+        variable: "PINFOLD_CAPACITY_CPUS",
+        flag: "",
+        kind: Kind::Cpus,
+        default: "the host's CPUs",
+        meaning: "CPUs that all sandboxes' requests together may take; beyond it a creation is \
+                  refused with `capacity_exceeded`.",
+    },
+    Setting {
+        key: CAPACITY_MEMORY,
+        variable: "PINFOLD_CAPACITY_MEMORY",
+        flag: "",
+        kind: Kind::Size,
+        default: "the host's memory",
+        meaning: "Memory that all sandboxes' requests together may take.",
+    },
+    Setting {
+        key: CAPACITY_DISK,
+        variable: "PINFOLD_CAPACITY_DISK",
+        flag: "",
+        kind: Kind::Size,
+        default: "the size of the filesystem of the state directory",
+        meaning: "Disk that all sandboxes' requests together may take.",
+    },
+    Setting {
+        key: ENV,
+        variable: "PINFOLD_ENV",
+        flag: "",
+        kind: Kind::Variables,
+        default: "none",
+        meaning: "Variables of every exec of every sandbox; what the sandbox or the exec says of \
+                  one wins. A variable `PINFOLD_ENV_NAME` of the daemon adds `NAME`.",
+    },
+    Setting {
+        key: ALLOWED_HOSTS,
+        variable: "PINFOLD_ALLOWED_HOSTS",
+        flag: "",
+        kind: Kind::Hosts,
+        default: "none",
+        meaning: "Hosts that sandboxes may reach whose makers name none. This version gives no \
+                  network: with a host here every creation is refused with `unsupported`.",
+    },
+    Setting {
+        key: DENIED_HOSTS,
+        variable: "PINFOLD_DENIED_HOSTS",
+        flag: "",
+        kind: Kind::Hosts,
+        default: "none",
+        meaning: "Hosts that sandboxes may not reach whose makers name none. They reach nothing in \
+                  this version.",
+    },
+    Setting {
+        key: VOLUME_MODE,
+        variable: "PINFOLD_VOLUME_MODE",
+        flag: "`run --persist`",
+        kind: Kind::Word(&["emptydir", "persist", "pvc"]),
+        default: "`emptydir`",
+        meaning: "`emptydir` keeps what new sandboxes write on their own disk; `persist`, or `pvc`, \
+                  gives each a directory at /persist that outlives stop and start.",
+    },
+    Setting {
+        key: CACHE_MODE,
+        variable: "PINFOLD_CACHE_MODE",
+        flag: "",
+        kind: Kind::Word(&["emptydir", "hostpath", "pvc"]),
+        default: "`emptydir`",
+        meaning: "`emptydir` lets each sandbox cache on its own disk; `hostpath` shows `cache_path` \
+                  at /cache, writable and shared, to whoever may mount it as `mounts_allowed` says; \
+                  `pvc` is a volume, which this version refuses with `unsupported`.",
+    },
+    Setting {
+        key: CACHE_PATH,
+        variable: "PINFOLD_CACHE_PATH",
+        flag: "",
+        kind: Kind::Path,
+        default: "`cache` in the state directory",
+        meaning: "Directory of the host for `cache_mode: hostpath`.",
+    },
+    Setting {
+        key: CACHE_SIZE,
+        variable: "PINFOLD_CACHE_SIZE",
+        flag: "",
+        kind: Kind::Size,
+        default: "none",
+        meaning: "Size of the volume of `cache_mode: pvc`, and of nothing else.",
+    },
+    Setting {
+        key: ASYNC_DEFAULT,
+        variable: "PINFOLD_ASYNC_DEFAULT",
+        flag: "",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Whether `POST …/exec` answers at once with the exec's id when the request does not \
+                  say.",
+    },
+    Setting {
         key: POOLS,
         variable: "PINFOLD_POOLS",
         flag: "",
@@ -634,6 +796,9 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
     ),
 ];
 
+/// Begins the names of variables each of which adds one to the setting `env`.
+pub(crate) const ENV_PREFIX: &str = "PINFOLD_ENV_";
+
 /// Variables that the daemon is given when the command line starts it; it sees no others.
 ///
 /// The first caller's environment may hold secrets, and the daemon outlives the caller.
@@ -660,6 +825,9 @@ pub(crate) fn setting(key: &str) -> Option<&'static Setting> {
 pub(crate) fn is_known_variable(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.variable == name)
         || OTHER_VARIABLES.iter().any(|(other, _)| *other == name)
+        || name
+            .strip_prefix(ENV_PREFIX)
+            .is_some_and(|rest| !rest.is_empty())
 }
 
 /// Writes the reference page.
@@ -699,7 +867,8 @@ pub(crate) fn reference() -> String {
         let _infallible = writeln!(page, "- `{name}`: {meaning}");
     }
     page.push_str(
-        "- `NO_COLOR`: Print no colours.\n\n\
+        "- `PINFOLD_ENV_NAME`, with any name: Adds the variable `NAME` to the setting `env`.\n\
+         - `NO_COLOR`: Print no colours.\n\n\
          A daemon that the command line starts is given the `PINFOLD_*` variables, but for the API\n\
          key, and these, and no others: ",
     );
@@ -748,6 +917,15 @@ mod tests {
             (LOG, "pinfold_engine=debug", "a=b=c"),
             (MOUNTS_ALLOWED, "own, /srv/data:ro", "own,srv"),
             (MOUNTS_ALLOWED, "none", "own,none"),
+            (ENV, "{\"A\": \"1\"}", "{\"A=\": \"1\"}"),
+            (ENV, "A: x", "A"),
+            (
+                DENIED_HOSTS,
+                "a.example, *.b.example:443",
+                "https://a.example",
+            ),
+            (DENIED_HOSTS, "none", "a..b"),
+            (VOLUME_MODE, "pvc", "nfs"),
         ] {
             let kind = setting(key).unwrap().kind;
             assert_eq!(kind.check(good), Ok(()), "{key}");

@@ -11,12 +11,15 @@ mod autostart;
 mod config;
 mod context;
 mod daemon;
+mod defaults;
 mod environment;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handoff;
 mod listen;
+#[cfg(test)]
+mod migrating;
 mod output;
 mod pools;
 mod port;

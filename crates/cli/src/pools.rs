@@ -2,12 +2,12 @@
 
 use pinfold_engine::ConfiguredPool;
 use pinfold_types::api::{POOL_SIZE_MAX, PoolSize};
-use pinfold_types::spec::{Deadlines, Resources};
-use pinfold_types::{ByteSize, MilliCpu, SandboxName, SandboxSpec};
+use pinfold_types::{SandboxName, SandboxSpec};
 use serde::Deserialize;
 
 use crate::config::Config;
-use crate::environment::{self, parse_isolation};
+use crate::defaults;
+use crate::environment;
 use crate::error::CliError;
 
 /// Most pools that a configuration names.
@@ -86,7 +86,7 @@ pub(crate) fn configured(config: &Config) -> Result<Vec<ConfiguredPool>, CliErro
         pools.push(ConfiguredPool {
             template: name.clone(),
             name,
-            spec: Some(default_spec(config)),
+            spec: Some(defaults::spec(config)),
             size,
         });
     }
@@ -116,30 +116,6 @@ fn default_size(config: &Config) -> Result<Option<PoolSize>, CliError> {
             .caused_by(&error)
             .hint(format!("a pool keeps at most {POOL_SIZE_MAX} sandboxes"))
     })
-}
-
-/// What the command line asks for when nobody says more.
-fn default_spec(config: &Config) -> SandboxSpec {
-    SandboxSpec {
-        image: config.text(environment::IMAGE).unwrap_or("host").to_owned(),
-        resources: Resources {
-            cpus: config.parsed::<MilliCpu>(environment::CPUS),
-            memory: config.parsed::<ByteSize>(environment::MEMORY),
-            pids: config.parsed::<u32>(environment::PIDS),
-            disk: config.parsed::<ByteSize>(environment::DISK),
-            ..Resources::default()
-        },
-        isolation: config
-            .text(environment::ISOLATION)
-            .and_then(|text| parse_isolation(text).ok())
-            .unwrap_or_default(),
-        deadlines: Deadlines {
-            lifetime_ms: config.duration_ms(environment::LIFETIME),
-            idle_ms: config.duration_ms(environment::IDLE),
-            ..Deadlines::default()
-        },
-        ..SandboxSpec::default()
-    }
 }
 
 #[cfg(test)]

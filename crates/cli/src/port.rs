@@ -137,6 +137,7 @@ pub(crate) fn options(config: &Config) -> ServerOptions {
         .map(str::to_owned)
         .collect();
     options.metrics_open = config.text(environment::METRICS_OPEN) == Some("true");
+    options.async_default = config.text(environment::ASYNC_DEFAULT) == Some("true");
     let descriptors = raise_descriptors();
     let room = usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
     // Where there are few descriptors the port gets half of them.

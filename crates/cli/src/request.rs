@@ -8,6 +8,7 @@ use pinfold_types::{ByteSize, MilliCpu, MountSpec, SandboxName};
 
 use crate::arguments::{PlaceOptions, SandboxOptions};
 use crate::config::Config;
+use crate::defaults;
 use crate::environment;
 use crate::error::CliError;
 use crate::program;
@@ -82,7 +83,7 @@ pub(crate) fn build(
         workdir: place.workdir.clone(),
         user: place.user.clone(),
         mounts: mounts(options)?,
-        persist: options.persist,
+        persist: options.persist || config.is_some_and(defaults::keeps_volumes),
         volatile: false,
         agent_tcp: options.agent_tcp,
         isolation: options
@@ -103,6 +104,7 @@ pub(crate) fn build(
                 .or_else(|| config?.duration_ms(environment::IDLE)),
             idle_action: options.idle_action,
         },
+        ..SandboxSpec::default()
     };
     spec.check()
         .map_err(|error| CliError::new(error.to_string()))?;
@@ -142,8 +144,15 @@ fn resources(config: Option<&Config>, options: &SandboxOptions) -> Result<Resour
             .disk
             .or_else(|| config?.parsed::<ByteSize>(environment::DISK)),
         inodes: options.inodes,
-        cpu_request: options.cpu_request,
-        memory_request: options.memory_request,
+        cpu_request: options
+            .cpu_request
+            .or_else(|| config?.parsed::<MilliCpu>(environment::CPU_REQUEST)),
+        memory_request: options
+            .memory_request
+            .or_else(|| config?.parsed::<ByteSize>(environment::MEMORY_REQUEST)),
+        disk_request: options
+            .disk_request
+            .or_else(|| config?.parsed::<ByteSize>(environment::DISK_REQUEST)),
     };
     resources
         .check()

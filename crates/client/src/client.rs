@@ -286,7 +286,7 @@ impl Client {
     pub async fn exec(&self, sandbox: &str, request: &ExecRequest) -> Result<ExecResult> {
         let target = Target::sandbox(sandbox, "/exec");
         let request = ExecRequest {
-            asynchronous: false,
+            asynchronous: Some(false),
             ..request.clone()
         };
         let call = Call::new(Method::POST, &target).json(&request)?.patient();

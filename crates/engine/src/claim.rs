@@ -82,7 +82,7 @@ impl Engine {
         };
         let wanted = Wanted {
             name: request.name.clone(),
-            spec: request.over(&template.spec),
+            spec: request.over(&self.core.config.defaults.beneath(&template.spec)),
             template: Some(template),
             pools,
             said: true,
@@ -104,6 +104,7 @@ impl Engine {
         mut wanted: Wanted,
         progress: Option<mpsc::Sender<String>>,
     ) -> Result<Sandbox> {
+        self.core.config.defaults.settle(&mut wanted.spec)?;
         default_idle(&mut wanted.spec.deadlines, &self.core);
         self.check_wanted(caller, &wanted.spec).await?;
         let kept = match &wanted.name {
@@ -189,7 +190,12 @@ impl Engine {
                         self.core.meters.claimed(true);
                         return Ok(Ok(sandbox));
                     }
-                    Err(error) if error.code == ErrorCode::QuotaExceeded => {
+                    Err(error)
+                        if matches!(
+                            error.code,
+                            ErrorCode::QuotaExceeded | ErrorCode::CapacityExceeded
+                        ) =>
+                    {
                         pool.put_back(entry);
                         return Err(error);
                     }

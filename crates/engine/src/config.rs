@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pinfold_types::api::keys::Quotas;
 
+use crate::admission::Capacity;
+use crate::defaults::Defaults;
 use crate::mounts::{MountsAllowed, Rules};
 
 /// Default for [`EngineConfig::journal_bytes_max`]: the output of a long build several times over,
@@ -56,6 +58,10 @@ pub struct EngineConfig {
     pub quotas: Quotas,
     /// Whether these hold for users of the host too, who need no key.
     pub quotas_of_users: bool,
+    /// What sandboxes are made from where their makers say nothing.
+    pub defaults: Defaults,
+    /// What the host has for sandboxes' requests.
+    pub capacity: Capacity,
 }
 
 impl EngineConfig {
@@ -73,6 +79,8 @@ impl EngineConfig {
             as_root: runs_as_root(),
             quotas: Quotas::NONE,
             quotas_of_users: false,
+            defaults: Defaults::default(),
+            capacity: Capacity::default(),
         }
     }
 

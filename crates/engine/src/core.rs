@@ -12,6 +12,7 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
 use crate::agent::Connect;
 use crate::caller::Caller;
 use crate::clock::Clock;
@@ -83,6 +84,7 @@ struct Registry {
     by_id: BTreeMap<SandboxId, Arc<Entry>>,
     by_name: HashMap<(Principal, SandboxName), SandboxId>,
     ledger: Ledger,
+    admission: Admission,
 }
 
 /// How much of each kind an engine has in memory.
@@ -234,14 +236,26 @@ impl Core {
                 key.1
             )));
         }
+        let resources = entry.row().spec.resources;
         let charge = Charge {
             sandbox: &entry.id,
             principal: &key.0,
-            cost: Cost::of(&entry.row().spec.resources),
+            cost: Cost::of(&resources),
         };
-        registry
-            .ledger
-            .charge(charge, quotas, self.clock.now_ms())?;
+        let now_ms = self.clock.now_ms();
+        // What an earlier daemon promised is kept, whatever the host has by now.
+        if most == usize::MAX {
+            registry.admission.keep(&entry.id, &resources);
+        } else {
+            let capacity = &self.config.capacity;
+            registry
+                .admission
+                .promise(&entry.id, &resources, capacity)?;
+        }
+        if let Err(error) = registry.ledger.charge(charge, quotas, now_ms) {
+            registry.admission.release(&entry.id);
+            return Err(error);
+        }
         registry.by_name.insert(key, entry.id.clone());
         registry.by_id.insert(entry.id.clone(), Arc::clone(entry));
         Ok(())
@@ -255,7 +269,24 @@ impl Core {
         quotas: &Quotas,
     ) -> Result<(), EngineError> {
         let cost = Cost::of(resources);
-        self.registry().ledger.recharge(&entry.id, cost, quotas)
+        let capacity = &self.config.capacity;
+        let before = entry.row().spec.resources;
+        let mut registry = self.registry();
+        registry.admission.promise(&entry.id, resources, capacity)?;
+        let charged = registry.ledger.recharge(&entry.id, cost, quotas);
+        if charged.is_err() {
+            registry.admission.keep(&entry.id, &before);
+        }
+        charged
+    }
+
+    /// Counts a sandbox as what it is by now, whatever that leaves for others.
+    pub(crate) fn recount(&self, entry: &Entry) -> Result<(), EngineError> {
+        let resources = entry.row().spec.resources;
+        let mut registry = self.registry();
+        registry.admission.keep(&entry.id, &resources);
+        let cost = Cost::of(&resources);
+        registry.ledger.recharge(&entry.id, cost, &Quotas::NONE)
     }
 
     /// Forgets a sandbox.
@@ -263,6 +294,7 @@ impl Core {
         let mut registry = self.registry();
         registry.by_id.remove(&entry.id);
         registry.ledger.release(&entry.id);
+        registry.admission.release(&entry.id);
         let key = entry.key();
         if registry.by_name.get(&key) == Some(&entry.id) {
             registry.by_name.remove(&key);
@@ -407,8 +439,13 @@ impl Core {
             cost,
         };
         let now_ms = self.clock.now_ms();
-        let before = Cost::of(&entry.row().spec.resources);
+        let own_resources = entry.row().spec.resources;
+        let before = Cost::of(&own_resources);
         let after = Cost::of(&binding.spec.resources);
+        let capacity = &self.config.capacity;
+        registry
+            .admission
+            .promise(&entry.id, &binding.spec.resources, capacity)?;
         registry.ledger.release(&entry.id);
         let charged =
             registry
@@ -416,6 +453,7 @@ impl Core {
                 .charge(charge(&binding.owner, after), &binding.quotas, now_ms);
         if let Err(error) = charged {
             let back = charge(&own.0, before);
+            registry.admission.keep(&entry.id, &own_resources);
             registry.ledger.charge(back, &Quotas::NONE, now_ms)?;
             return Err(error);
         }

@@ -144,10 +144,11 @@ impl Engine {
     ) -> Result<Sandbox> {
         self.core.check_open()?;
         let mut wanted = match &request.template {
-            None => self.plainly(caller, request),
+            None => self.plainly(caller, request)?,
             Some(name) => {
                 let template = self.find_template(caller, name.as_str())?;
-                let spec = request.given.over(&template.spec).map_err(|error| {
+                let base = self.core.config.defaults.beneath(&template.spec);
+                let spec = request.given.over(&base).map_err(|error| {
                     EngineError::new(ErrorCode::InvalidArgument, error.to_string())
                 })?;
                 Wanted {
@@ -165,21 +166,22 @@ impl Engine {
     }
 
     /// Returns what a creation without a template wants: the default pool serves it when it can.
-    fn plainly(&self, caller: &Caller, request: CreateSandboxRequest) -> Wanted {
+    fn plainly(&self, caller: &Caller, request: CreateSandboxRequest) -> Result<Wanted> {
+        let spec = self.core.config.defaults.plain(&request)?;
         let template = self.find_template(caller, DEFAULT_TEMPLATE).ok();
         let pools = template.as_ref().map_or_else(Vec::new, |template| {
             let pools = self.core.pools.of_template(&template.key());
             let configured = pools.into_iter().filter(|pool| pool.row().configured);
             configured.collect()
         });
-        Wanted {
+        Ok(Wanted {
             name: request.name,
-            spec: request.spec,
+            spec,
             template: template.filter(|_| !pools.is_empty()),
             pools,
             said: false,
             once: None,
-        }
+        })
     }
 
     /// Checks what does not depend on where the sandbox comes from.
@@ -421,7 +423,10 @@ impl Engine {
             .buffered(REPORT_CONCURRENCY)
             .collect()
             .await;
-        Ok(Report { sandboxes })
+        Ok(Report {
+            sandboxes,
+            push: None,
+        })
     }
 
     /// Looks at every prerequisite of this host.

@@ -215,7 +215,8 @@ impl Starting {
             None => self.default_workdir().await?,
         };
         let mut environment = default_environment(&user, spec.terminal.is_some());
-        for layer in [&image.env, &sandbox.env, &spec.env] {
+        let everywhere = &self.core.config.defaults.env;
+        for layer in [&image.env, everywhere, &sandbox.env, &spec.env] {
             environment.extend(
                 layer
                     .iter()

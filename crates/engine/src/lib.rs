@@ -9,6 +9,7 @@
 //! thread writes the database (`store`). What an earlier daemon left is taken over in `recovery`.
 
 mod activity;
+mod admission;
 mod agent;
 mod blocking;
 mod bounds;
@@ -17,6 +18,7 @@ mod claim;
 mod clock;
 mod config;
 mod core;
+mod defaults;
 mod engine;
 mod entry;
 mod error;
@@ -43,9 +45,11 @@ pub use pinfold_driver::agent::{
 };
 
 pub use crate::core::Held;
+pub use admission::Capacity;
 pub use bounds::FLOOD_BYTES_MAX;
 pub use caller::{Caller, ExecFilter, ListFilter};
 pub use config::EngineConfig;
+pub use defaults::{Cache, Defaults};
 pub use engine::{Engine, OnceKey, OnceKeyError, Outcome};
 pub use error::{EngineError, OpenError};
 pub use keys::Grant;

@@ -43,7 +43,8 @@ pub(crate) async fn exec(
     Target(target): Target,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Response, ApiError> {
-    if request.asynchronous {
+    let by_default = api.options.async_default;
+    if request.asynchronous.unwrap_or(by_default) {
         let exec = begin(&api, asked, target, request).await?;
         return Ok((StatusCode::ACCEPTED, Json(exec)).into_response());
     }

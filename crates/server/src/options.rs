@@ -70,6 +70,8 @@ pub struct ServerOptions {
     pub heartbeat: Duration,
     /// Longest time that the other end of a WebSocket may leave pings unanswered.
     pub silence_max: Duration,
+    /// Whether an exec is asynchronous that does not say.
+    pub async_default: bool,
 }
 
 impl ServerOptions {
@@ -90,6 +92,7 @@ impl ServerOptions {
             body_read_max: BODY_READ_MAX_DEFAULT,
             heartbeat: HEARTBEAT_DEFAULT,
             silence_max: SILENCE_MAX_DEFAULT,
+            async_default: false,
         }
     }
 }

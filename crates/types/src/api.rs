@@ -2,6 +2,7 @@
 
 pub mod keys;
 mod pools;
+mod push;
 mod ready;
 mod update;
 mod watch;
@@ -23,6 +24,7 @@ pub use pools::{
     PoolMetrics, PoolSize, PoolSizeError, ScalePoolRequest, Template, TemplateList,
     TemplateRequest, TemplateUse,
 };
+pub use push::PushReport;
 pub use ready::Readiness;
 pub use update::{DeadlinesUpdate, UpdateSandboxRequest};
 pub use watch::{FileChange, FileChangeKind};
@@ -161,9 +163,9 @@ pub struct ExecRequest {
     pub timeout_ms: Option<u64>,
     /// Slow the process to its attached reader.
     pub back_pressure: bool,
-    /// Answer at once with the exec's id.
-    #[serde(rename = "async")]
-    pub asynchronous: bool,
+    /// Answer at once with the exec's id; the daemon's setting when absent.
+    #[serde(rename = "async", skip_serializing_if = "Option::is_none")]
+    pub asynchronous: Option<bool>,
 }
 
 impl From<ExecRequest> for ExecSpec {
@@ -304,6 +306,9 @@ pub struct ReportLine {
 pub struct Report {
     /// One line for each sandbox that is not stopped.
     pub sandboxes: Vec<ReportLine>,
+    /// How pushing to the collector goes; for admins, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushReport>,
 }
 
 /// `GET /v1/doctor`.

@@ -116,6 +116,8 @@ error_codes! {
     LimitExceeded = "limit_exceeded", 429, User, true;
     /// A quota of the caller's principal is used up.
     QuotaExceeded = "quota_exceeded", 429, User, true;
+    /// What sandboxes request together is more than the host is said to have.
+    CapacityExceeded = "capacity_exceeded", 503, Operator, true;
     /// The driver or image cannot do that.
     Unsupported = "unsupported", 501, User, false;
     /// More host ids are needed than this user has.

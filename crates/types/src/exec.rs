@@ -97,6 +97,38 @@ pub enum OutputStream {
     Stderr,
 }
 
+impl OutputStream {
+    /// Returns the stream as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Joins the name of a file and an event from it, as a journal's output holds the two.
+pub fn join_event(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut joined = Vec::with_capacity(name.len() + 1 + data.len());
+    // No file's name holds a zero byte.
+    joined.extend(name.bytes().filter(|byte| *byte != 0));
+    joined.push(0);
+    joined.extend_from_slice(data);
+    joined
+}
+
+/// Parts what [`join_event`] joined.
+fn split_event(joined: &[u8]) -> (String, &[u8]) {
+    let end = joined.iter().position(|byte| *byte == 0);
+    let (name, rest) = joined.split_at(end.unwrap_or(0));
+    let data = if end.is_some() {
+        rest.get(1..).unwrap_or_default()
+    } else {
+        rest
+    };
+    (String::from_utf8_lossy(name).into_owned(), data)
+}
+
 /// One entry of an exec's journal. Sequence numbers start at 1 and have no gaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecEvent {
@@ -191,12 +223,12 @@ pub struct EventMessage {
     pub exec_id: ExecId,
     /// Position in the journal.
     pub seq: u64,
-    /// `start`, `output`, `exit` or `dropped`.
+    /// `start`, `output`, `exit`, `dropped`, or `event` for what a program dropped.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Where output came from.
+    /// Where output came from, `stdout` or `stderr`; of an `event` the file's name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stream: Option<OutputStream>,
+    pub stream: Option<String>,
     /// Output; text when it is UTF-8, else base64 as `encoding` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
@@ -235,8 +267,14 @@ impl EventMessage {
         match &event.kind {
             EventKind::Start { .. } => "start".clone_into(&mut message.kind),
             EventKind::Output { stream, data } => {
-                "output".clone_into(&mut message.kind);
-                message.stream = Some(*stream);
+                let (kind, name, data) = if exec_id.is_events() {
+                    let (name, data) = split_event(data);
+                    ("event", name, data)
+                } else {
+                    ("output", stream.as_str().to_owned(), data.as_slice())
+                };
+                kind.clone_into(&mut message.kind);
+                message.stream = Some(name);
                 let (text, encoding) = encode_output(data);
                 message.data = Some(text);
                 message.encoding = encoding;
@@ -301,6 +339,30 @@ mod tests {
         );
         assert_eq!(decode_output("a", None), Some(b"a".to_vec()));
         assert_eq!(decode_output("?", Some("base64")), None);
+    }
+
+    #[test]
+    fn a_dropped_event_shows_its_file_and_its_content() {
+        let event = |data| ExecEvent {
+            seq: 1,
+            time_ms: 0,
+            kind: EventKind::Output {
+                stream: OutputStream::Stdout,
+                data,
+            },
+        };
+        let joined = event(join_event("a\0b.log", b"x\0y"));
+        let message = EventMessage::new(&SandboxId::new(), &ExecId::events(), &joined);
+        assert_eq!(message.kind, "event");
+        assert_eq!(message.stream.as_deref(), Some("ab.log"));
+        assert_eq!(message.data.as_deref(), Some("x\0y"));
+        // Of an exec the same bytes are output.
+        let message = EventMessage::new(&SandboxId::new(), &ExecId::new(), &joined);
+        assert_eq!(message.stream.as_deref(), Some("stdout"));
+        let torn = event(b"none".to_vec());
+        let message = EventMessage::new(&SandboxId::new(), &ExecId::events(), &torn);
+        assert_eq!(message.data.as_deref(), Some("none"));
+        assert_eq!(ExecId::of_stream("events"), Ok(ExecId::events()));
     }
 
     #[test]

@@ -137,6 +137,36 @@ typed_id!(
     'k'
 );
 
+/// The id that stands for the events which programs of a sandbox drop: they are of no exec.
+const EVENTS: &str = "events00000000000000";
+
+/// What callers may write for it.
+const EVENTS_SHORT: &str = "events";
+
+impl ExecId {
+    /// Returns the id of the stream of a sandbox's own events.
+    pub fn events() -> Self {
+        Self(EVENTS.to_owned())
+    }
+
+    /// Returns whether this is the id of the stream of a sandbox's own events, and of no exec.
+    pub fn is_events(&self) -> bool {
+        self.0 == EVENTS
+    }
+
+    /// Reads an id, or the short word for the stream of a sandbox's own events.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`IdError`] when it is neither.
+    pub fn of_stream(text: &str) -> Result<Self, IdError> {
+        if text == EVENTS_SHORT {
+            return Ok(Self::events());
+        }
+        text.parse()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

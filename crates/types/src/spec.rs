@@ -1,11 +1,14 @@
 //! What a caller asks a sandbox to be.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::network::{HOSTS_MAX, HostError, HostPattern, NetworkSpec};
 use crate::units::{ByteSize, MilliCpu, QuantityError, parse_duration};
 
 /// Most environment variables of a sandbox or an exec.
@@ -37,7 +40,7 @@ pub enum IsolationTier {
 }
 
 /// Everything that a sandbox is made from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSpec {
@@ -70,6 +73,12 @@ pub struct SandboxSpec {
     pub labels: BTreeMap<String, String>,
     /// What ends or suspends it by itself.
     pub deadlines: Deadlines,
+    /// Hosts that it may and may not reach.
+    #[serde(skip_serializing_if = "NetworkSpec::is_empty")]
+    pub network: NetworkSpec,
+    /// Directory inside whose files are events of the sandbox's stream; absent is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events_dir: Option<String>,
 }
 
 impl Default for SandboxSpec {
@@ -88,6 +97,8 @@ impl Default for SandboxSpec {
             isolation: IsolationTier::Namespace,
             labels: BTreeMap::new(),
             deadlines: Deadlines::default(),
+            network: NetworkSpec::default(),
+            events_dir: None,
         }
     }
 }
@@ -118,6 +129,9 @@ pub struct Resources {
     /// Memory that is reclaimed last when there is too little.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_request: Option<ByteSize>,
+    /// Disk that is set aside for it when the host's is shared out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_request: Option<ByteSize>,
 }
 
 /// One host path made visible inside.
@@ -471,8 +485,25 @@ impl SandboxSpec {
         if let Some(workdir) = &self.workdir {
             check_guest_path(workdir).map_err(|reason| path_error(workdir, reason))?;
         }
+        if let Some(dir) = &self.events_dir {
+            check_events_dir(dir).map_err(|reason| path_error(dir, reason))?;
+        }
+        self.network.check()?;
         self.resources.check()
     }
+}
+
+/// Checks the directory of events: nothing else of the sandbox should be in it.
+///
+/// # Errors
+///
+/// Returns what is wrong with it.
+pub fn check_events_dir(path: &str) -> Result<(), &'static str> {
+    check_guest_path(path)?;
+    if path.trim_matches('/').is_empty() {
+        return Err("the directory of events is the root directory");
+    }
+    Ok(())
 }
 
 impl Resources {

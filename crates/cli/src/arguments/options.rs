@@ -39,6 +39,9 @@ pub(crate) struct SandboxOptions {
     /// Memory that is taken away last when there is too little
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_request: Option<ByteSize>,
+    /// Disk that is promised when the host's is shared out
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_request: Option<ByteSize>,
     /// Show a host path inside, read-only unless :rw is added
     #[arg(short = 'v', long, value_name = "SOURCE:TARGET[:rw]")]
     pub(crate) mount: Vec<MountSpec>,

@@ -192,7 +192,7 @@ impl Place {
             timeout_ms: program.timeout,
             // Somebody reads all of it: rather a slow program than a gap.
             back_pressure: true,
-            asynchronous: true,
+            asynchronous: Some(true),
         }
     }
 }

@@ -159,6 +159,11 @@ impl Printing<'_> {
         } else {
             data
         };
+        let stream = if stream == OutputStream::Stderr.as_str() {
+            OutputStream::Stderr
+        } else {
+            OutputStream::Stdout
+        };
         let guard = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,

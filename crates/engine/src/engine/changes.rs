@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pinfold_types::api::keys::Quotas;
 use pinfold_types::api::{Readiness, Sandbox, SignalRequest, UpdateSandboxRequest};
 use pinfold_types::doctor::FindingStatus;
 use pinfold_types::{ErrorCode, ExecId};
@@ -45,7 +44,7 @@ impl Engine {
         let request = Box::new(request);
         let updated = entry.ask(|reply| Message::Update { request, reply }).await;
         // It is counted as what it has become, also when it was refused.
-        let counted = core.recharge(&entry, &entry.row().spec.resources, &Quotas::NONE);
+        let counted = core.recount(&entry);
         updated.and_then(|sandbox| counted.map(|()| sandbox))
     }
 

@@ -173,7 +173,7 @@ async fn events_are_json_from_any_point() {
     assert!(all.iter().all(|event| event.sandbox_id == sandbox.id));
     let text = |stream| -> String {
         all.iter()
-            .filter(|event| event.stream == Some(stream))
+            .filter(|event| event.stream.as_deref() == Some(OutputStream::as_str(stream)))
             .filter_map(|event| event.data.clone())
             .collect()
     };

@@ -452,6 +452,7 @@ impl ClaimRequest {
             inodes: asked.inodes.or(own.inodes),
             cpu_request: asked.cpu_request.or(own.cpu_request),
             memory_request: asked.memory_request.or(own.memory_request),
+            disk_request: asked.disk_request.or(own.disk_request),
         };
         spec.deadlines = self.deadlines.unwrap_or(spec.deadlines);
         spec

@@ -84,6 +84,7 @@ fn merged(old: Resources, new: Resources) -> Resources {
         inodes: new.inodes.or(old.inodes),
         cpu_request: new.cpu_request.or(old.cpu_request),
         memory_request: new.memory_request.or(old.memory_request),
+        disk_request: new.disk_request.or(old.disk_request),
     }
 }
 

@@ -1,0 +1,159 @@
+//! Settings of the daemon as sandboxes of the real binary feel them.
+
+#![cfg(test)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+#[path = "world/world.rs"]
+mod world;
+
+use world::{PATIENCE, Person, World, eventually};
+
+/// A daemon in the foreground that asks for no key.
+struct Serving {
+    child: Child,
+    address: String,
+}
+
+impl Serving {
+    fn begin(world: &World, config: &Path, variables: &[(&str, &str)]) -> Self {
+        let log = world.files().join("serve.log");
+        let child = world
+            .pinfold(["serve", "--dev", "--listen", "127.0.0.1:0", "--config"])
+            .arg(config)
+            .envs(variables.iter().copied())
+            .stderr(fs::File::create(&log).unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        eventually("the daemon to say where it listens", || {
+            let text = fs::read_to_string(&log).unwrap();
+            let found = text
+                .lines()
+                .find(|line| line.contains("serving at "))
+                .and_then(|line| line.split_once("http://"))
+                .map(|(_, address)| address.trim().to_owned());
+            address = found.unwrap_or_default();
+            !address.is_empty()
+        });
+        Self { child, address }
+    }
+
+    /// Sends a request; answers the status and the headers, and the body.
+    fn ask(&self, line: &str, body: &str) -> (String, serde_json::Value) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!(
+            "{line} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body = serde_json::from_str(body).unwrap_or_default();
+        (head.to_ascii_lowercase(), body)
+    }
+
+    /// Sends a request whose status is known.
+    #[track_caller]
+    fn get(&self, line: &str, body: &str, status: u16) -> serde_json::Value {
+        let (head, body) = self.ask(line, body);
+        let wanted = format!("http/1.1 {status} ");
+        assert!(head.starts_with(&wanted), "{line}: {head}\n{body}");
+        body
+    }
+
+    fn end(mut self) {
+        world::signal(i32::try_from(self.child.id()).unwrap(), 15);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn an_empty_request_is_what_the_settings_say() {
+    let world = World::new(Person::Root);
+    let cache = world.files().join("cache");
+    fs::create_dir(&cache).unwrap();
+    fs::write(cache.join("kept"), "from the host").unwrap();
+    let config = world.write(
+        "daemon.yaml",
+        format!(
+            "memory: 256m\ncpu_request: 0.5\nasync_default: true\nvolume_mode: pvc\n\
+             cache_mode: hostpath\ncache_path: {}\ndenied_hosts: [evil.example]\n\
+             env:\n  EVERYWHERE: yes\n  MINE: setting\n",
+            cache.display()
+        ),
+    );
+    let serving = Serving::begin(&world, &config, &[("PINFOLD_ENV_BY_PREFIX", "p")]);
+    let made = serving.get("POST /sandboxes", r#"{"spec":{"env":{"MINE":"own"}}}"#, 201);
+    let spec = &made["spec"];
+    assert_eq!(spec["resources"]["memory"], 256 << 20);
+    assert_eq!(spec["persist"], true);
+    assert_eq!(spec["network"]["denied_hosts"][0], "evil.example");
+    let exec = format!("POST /sandboxes/{}/exec", made["id"].as_str().unwrap());
+    let script = "echo $EVERYWHERE $MINE $BY_PREFIX; cat /cache/kept; touch /cache/made /persist/x";
+    let body = |more: &str| format!(r#"{{"command":["sh","-c","{script}"]{more}}}"#);
+    let done = serving.get(&exec, &body(r#","async":false"#), 200);
+    assert_eq!(done["stdout"], "yes own p\nfrom the host", "{done}");
+    assert!(cache.join("made").exists());
+    // An exec that does not say is asynchronous here.
+    let begun = serving.get(&exec, &body(""), 202);
+    assert!(begun["exec_id"].is_string());
+    serving.end();
+}
+
+#[test]
+fn requests_beyond_the_capacity_and_what_is_not_there_are_refused() {
+    let world = World::new(Person::Root);
+    let config = world.write(
+        "daemon.yaml",
+        "capacity_cpus: 2\ncapacity_memory: 1g\ncapacity_disk: 1g\n",
+    );
+    let serving = Serving::begin(&world, &config, &[]);
+    let asking = |what: &str, value: u64| {
+        format!(r#"{{"spec":{{"resources":{{"{what}_request":{value}}}}}}}"#)
+    };
+    let first = serving.get("POST /v1/sandboxes", &asking("cpu", 1500), 201);
+    let (head, refused) = serving.ask("POST /v1/sandboxes", &asking("cpu", 501));
+    assert!(head.starts_with("http/1.1 503 "), "{head}");
+    assert!(head.contains("\r\nretry-after: "), "{head}");
+    assert_eq!(refused["error"]["code"], "capacity_exceeded");
+    assert_eq!(refused["error"]["details"]["requested_by_others"], 1500);
+    serving.get("POST /v1/sandboxes", &asking("cpu", 500), 201);
+    serving.get("POST /v1/sandboxes", "{}", 201);
+    for what in ["memory", "disk"] {
+        let refused = serving.get("POST /v1/sandboxes", &asking(what, 2 << 30), 503);
+        assert_eq!(refused["error"]["details"]["resource"], what);
+    }
+    // What is removed makes room.
+    let id = first["id"].as_str().unwrap();
+    serving.get(&format!("DELETE /sandboxes/{id}"), "", 200);
+    serving.get("POST /v1/sandboxes", &asking("cpu", 1500), 201);
+    let reach = r#"{"spec":{"network":{"allowed_hosts":["pypi.org"]}}}"#;
+    let refused = serving.get("POST /v1/sandboxes", reach, 501);
+    assert_eq!(refused["error"]["code"], "unsupported");
+    let wrong = r#"{"spec":{"network":{"allowed_hosts":["https://pypi.org"]}}}"#;
+    serving.get("POST /v1/sandboxes", wrong, 400);
+    serving.end();
+    // The requests of sandboxes that live on are kept.
+    let serving = Serving::begin(&world, &config, &[]);
+    serving.get("POST /v1/sandboxes", &asking("cpu", 1), 503);
+    serving.end();
+    for setting in [
+        ("PINFOLD_ALLOWED_HOSTS", "pypi.org"),
+        ("PINFOLD_CACHE_MODE", "pvc"),
+    ] {
+        let serving = Serving::begin(&world, &config, &[setting]);
+        let refused = serving.get("POST /v1/sandboxes", "{}", 501);
+        assert_eq!(refused["error"]["code"], "unsupported");
+        serving.end();
+    }
+}
