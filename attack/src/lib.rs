@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use list::ATTACKS;
-pub use needs::{BRING_DOWN, is_proven, needs_of, needs_root};
+pub use needs::{BRING_DOWN, is_proven, needs_of, needs_root, why_untested};
 pub use outside::{HARMLESS, OUTSIDE};
 
 /// Variable that holds the [`Facts`] as JSON.
@@ -195,7 +195,10 @@ pub fn reference() -> String {
         );
         for attack in all().filter(|attack| attack.group == group) {
             let mut without = match attack.succeeds_without {
-                [] => "untested".to_owned(),
+                [] => {
+                    let why = why_untested(attack.name).unwrap_or("nothing shows it");
+                    format!("untested: {why}")
+                }
                 switches if is_proven(attack) => format!("`{}`", switches.join("`, `")),
                 switches => format!("untested, should be `{}`", switches.join("`, `")),
             };

@@ -50,6 +50,33 @@ const UNSEEN: &[&str] = &[
     "memory-swap",
 ];
 
+/// Attacks of which nothing shows that they would work, and why nothing can.
+const UNSHOWN: &[(&str, &str)] = &[
+    (
+        "file-watches",
+        "the kernel's own bound of watches (`user.max_inotify_watches`, for the whole host) holds \
+         long before any memory limit that is large enough to run programs in",
+    ),
+    (
+        "liar-identity",
+        "an id that is none cannot be held: the type of ids is made by its check alone, so there \
+         is no check to leave out",
+    ),
+    (
+        "cve-2019-5736",
+        "the agent runs its program for as long as the sandbox lives, and the kernel lets nobody \
+         write to a program that runs: the seal is never all that stands",
+    ),
+];
+
+/// Returns why nothing can show that an attack would work without its defence.
+pub fn why_untested(name: &str) -> Option<&'static str> {
+    UNSHOWN
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, why)| *why)
+}
+
 /// Attacks that have worked when the sandbox is down; others that only bring it down show nothing.
 pub const BRING_DOWN: &[&str] = &["agent-kill", "agent-terminate", "agent-all-signals"];
 
@@ -89,9 +116,23 @@ mod tests {
         let needing = NEEDS.iter().map(|(name, _)| *name);
         for name in needing
             .chain(UNSEEN.iter().copied())
+            .chain(UNSHOWN.iter().map(|(name, _)| *name))
             .chain(BRING_DOWN.iter().copied())
         {
             assert!(attack(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_nothing_shows_says_why_and_nothing_else_does() {
+        for attack in crate::all() {
+            let without = attack.succeeds_without.is_empty();
+            assert_eq!(
+                why_untested(attack.name).is_some(),
+                without,
+                "{}",
+                attack.name
+            );
         }
     }
 

@@ -5,6 +5,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use pinfold_linux::weaken::{Defence, is_off};
+
 use crate::autostart::check_socket;
 use crate::error::CliError;
 
@@ -54,7 +56,11 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Listening), CliError>
         if let Some(group) = group {
             std::os::unix::fs::chown(path, None, Some(group))?;
         }
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
+        let mode = match group {
+            _ if is_off(Defence::SocketMode) => 0o666,
+            Some(_) => 0o660,
+            None => 0o600,
+        };
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
         listener.set_nonblocking(true)?;
         stamp(path)

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use pinfold_types::ApiErrorBody;
+use pinfold_types::weaken::{Defence, is_off};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_tungstenite::WebSocketStream;
@@ -60,7 +61,7 @@ impl<'a> Call<'a> {
             method,
             target,
             body: empty(),
-            answer_max: Some(ANSWER_MAX),
+            answer_max: (!is_off(Defence::AgentPatience)).then_some(ANSWER_MAX),
             headers: Vec::new(),
         }
     }

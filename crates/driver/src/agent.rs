@@ -24,6 +24,7 @@ use http::Uri;
 use pinfold_agent_api::v1;
 use pinfold_types::api::{FileInfo, Metrics};
 use pinfold_types::exec::TerminalSize;
+use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{ErrorCode, ExecEvent, ExecId};
 
 use self::journal::Pace;
@@ -49,6 +50,10 @@ const FILE_TIME_MAX: Duration = Duration::from_secs(30);
 const STREAM_TIME_MAX: Duration = Duration::from_secs(15);
 /// How often an agent that is at work for long is asked whether it still lives.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// What a test that leaves the times out has instead of them: longer than it looks on.
+const WEAKENED_TIME_MAX: Duration = Duration::from_hours(1);
+/// What a test that leaves the sizes out has instead of them: more than it sends.
+const WEAKENED_BYTES_MAX: usize = 1 << 30;
 /// Most bytes of standard input in one message.
 const INPUT_PIECE_BYTES_MAX: usize = 256 << 10;
 
@@ -158,9 +163,14 @@ pub struct AgentClient {
 impl AgentClient {
     /// Makes a client; connects at the first call.
     pub fn new(instance: Arc<dyn Instance>) -> Self {
+        let (message, elements) = if is_off(Defence::AnswerBounds) {
+            (WEAKENED_BYTES_MAX, WEAKENED_BYTES_MAX)
+        } else {
+            (MESSAGE_BYTES_MAX, ELEMENT_BYTES_MAX)
+        };
         let config = ClientConfig::new(Uri::from_static("http://agent"))
-            .with_default_max_message_size(MESSAGE_BYTES_MAX)
-            .with_default_element_memory_limit(ELEMENT_BYTES_MAX);
+            .with_default_max_message_size(message)
+            .with_default_element_memory_limit(elements);
         Self {
             transport: Transport::new(instance),
             config,
@@ -420,7 +430,7 @@ impl AgentClient {
         let request = v1::ListDirectoryRequest {
             path: path.to_owned(),
             after: after.to_owned(),
-            limit: limit.min(answer::ENTRIES_MAX),
+            limit: answer::page_limit(limit),
             ..v1::ListDirectoryRequest::default()
         };
         let answer = bounded(
@@ -667,7 +677,12 @@ async fn bounded<T>(
     most: Duration,
     call: Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send + '_>>,
 ) -> Result<T, AgentError> {
-    match tokio::time::timeout(most, call).await {
+    let waited = if is_off(Defence::AgentPatience) {
+        WEAKENED_TIME_MAX
+    } else {
+        most
+    };
+    match tokio::time::timeout(waited, call).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(AgentError::silent(what, most)),
     }

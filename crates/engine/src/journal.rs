@@ -23,6 +23,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{EventKind, ExecEvent, ExecExit};
 use tokio::sync::{Notify, watch};
 
@@ -54,6 +55,9 @@ const SEGMENT_BYTES_MIN: u64 = 4 << 10;
 /// Largest distance between a lossless journal and its slowest reader.
 const WINDOW_BYTES_MAX: u64 = 4 << 20;
 
+/// What a test that leaves the bounds of a flood out has instead: it must not take all memory.
+const BYTES_WEAKENED: usize = 512 << 20;
+
 /// Sizes of a journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -68,10 +72,15 @@ pub(crate) struct Limits {
 impl Limits {
     /// Divides a limit.
     pub(crate) fn new(total: u64) -> Self {
+        let window = if is_off(Defence::FloodBounds) {
+            BYTES_WEAKENED as u64
+        } else {
+            (total / 2).clamp(SEGMENT_BYTES_MIN, WINDOW_BYTES_MAX)
+        };
         Self {
             total,
             segment: (total / SEGMENTS).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
-            window: (total / 2).clamp(SEGMENT_BYTES_MIN, WINDOW_BYTES_MAX),
+            window,
         }
     }
 }

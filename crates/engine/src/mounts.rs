@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use pinfold_driver::{HostMount, HostReach};
+use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{ErrorCode, MountSpec, SandboxSpec};
 use serde_json::json;
 
@@ -134,6 +135,9 @@ impl Rules<'_> {
         path: &str,
         writable: bool,
     ) -> Result<HostReach, EngineError> {
+        if is_off(Defence::CallerMounts) {
+            return Ok(HostReach::DAEMON);
+        }
         let beneath = self.allowed.beneath(Path::new(path), writable);
         let beneath = beneath.map(|allowed| allowed.path.clone());
         let (user, own) = match asker {

@@ -148,6 +148,19 @@ impl Beneath {
         })
     }
 
+    /// Makes a character device, as no product does: for a test that leaves the check of kinds out.
+    ///
+    /// # Errors
+    /// Fails if something is there, the caller may not, or the path crosses a link or leaves the
+    /// directory.
+    pub fn mkdevice(&self, path: &Path, (major, minor): (u32, u32)) -> Result<(), BeneathError> {
+        let device = rustix::fs::makedev(major, minor);
+        self.at(path, "make device", |parent, name| {
+            let mode = Mode::from_raw_mode(0o666);
+            rustix::fs::mknodat(parent, name, FileType::CharacterDevice, mode, device)
+        })
+    }
+
     /// Sets the owner of an entry, also of a link itself.
     ///
     /// # Errors
@@ -209,7 +222,11 @@ impl Beneath {
                 Err(Errno::ISDIR | Errno::PERM) => {}
                 done => return done,
             }
-            empty(open_to_empty(parent, &name)?)?;
+            let directory = open_to_empty(parent, &name)?;
+            if is_off(Defence::TreeBounds) {
+                walk_by_path(&directory)?;
+            }
+            empty(directory)?;
             rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)
         })
     }
@@ -324,6 +341,22 @@ fn empty(top: OwnedFd) -> Result<(), Errno> {
             },
         }
     }
+}
+
+/// Looks at a tree by paths from its top, as whoever empties it so has to: for a test that leaves
+/// out that [`empty`] needs no path.
+fn walk_by_path(top: &OwnedFd) -> Result<(), Errno> {
+    let mut waiting = vec![PathBuf::from(format!("/proc/self/fd/{}", top.as_raw_fd()))];
+    let failed = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    while let Some(path) = waiting.pop() {
+        for entry in std::fs::read_dir(path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Moves a directory that is too deep to the top, under a name that is not taken.

@@ -18,6 +18,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::identity::NamespacePair;
 use crate::launcher::plan::TmpfsLimit;
+use crate::weaken::{Defence, is_off};
 
 /// Most read-only layers of one root filesystem; the kernel takes 500.
 pub const LAYERS_MAX: usize = 128;
@@ -172,12 +173,13 @@ fn stack_as_owner(stack: &Stack<'_>) -> Result<OwnedFd, MountError> {
         fsconfig_set_flag(context.as_fd(), "volatile").map_err(failed("make volatile"))?;
     }
     fsconfig_create(context.as_fd()).map_err(failed("stack layers over"))?;
-    fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_NODEV,
-    )
-    .map_err(failed("mount the stack over"))
+    let attributes = if is_off(Defence::StackNodev) {
+        MountAttrFlags::empty()
+    } else {
+        MountAttrFlags::MOUNT_ATTR_NODEV
+    };
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    fsmount(context.as_fd(), flags, attributes).map_err(failed("mount the stack over"))
 }
 
 fn open_layer(layer: &Path, ids: Ids<'_>) -> Result<OwnedFd, MountError> {

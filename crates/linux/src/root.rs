@@ -100,15 +100,13 @@ pub(crate) fn open_root(path: &Path) -> rustix::io::Result<OwnedFd> {
 /// An image where it is a link or a file is refused: nobody would see what is mounted, or an image
 /// would decide where it goes.
 fn system_directory(root: &OwnedFd, name: &str) -> Result<OwnedFd, Refusal> {
-    let open = || {
-        openat2(
-            root,
-            name,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
-        )
-    };
+    let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut rules = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    if is_off(Defence::MountTargets) {
+        flags -= OFlags::NOFOLLOW;
+        rules -= ResolveFlags::NO_SYMLINKS;
+    }
+    let open = || openat2(root, name, flags, Mode::empty(), rules);
     let opened = match open() {
         Err(Errno::NOENT) => mkdirat(root, name, Mode::from_raw_mode(0o755)).and_then(|()| open()),
         opened => opened,

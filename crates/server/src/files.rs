@@ -12,6 +12,7 @@ use pinfold_types::api::{
     FileChange, FileInfo, FileList, FileWritten, MakeDirectoryRequest, RenameRequest, Unpacked,
 };
 use pinfold_types::spec::check_guest_path;
+use pinfold_types::weaken::{Defence, is_off};
 
 use crate::body::{self, Upload};
 use crate::error::ApiError;
@@ -87,7 +88,8 @@ impl Part {
             HeaderValue::from_static("application/octet-stream"),
         );
         headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        if self.length > 0 {
+        // With a length, HTTP itself counts too.
+        if self.length > 0 && !is_off(Defence::ByteCounts) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(self.length));
         }
         if self.partial {

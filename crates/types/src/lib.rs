@@ -1,8 +1,8 @@
 //! The vocabulary that every part of pinfold shares: ids, names, units, specs, states, errors and
 //! the request and response types of the public API.
 //!
-//! There is no I/O here, no async runtime and no policy: what a type means is decided where it is
-//! used.
+//! There is no I/O here but the look at which defences a weakened test build leaves out, no async
+//! runtime and no policy: what a type means is decided where it is used.
 
 pub mod api;
 pub mod crash;
@@ -16,6 +16,7 @@ pub mod principal;
 pub mod spec;
 pub mod state;
 pub mod units;
+pub mod weaken;
 
 pub use error::{ApiErrorBody, ErrorChain, ErrorCode};
 pub use exec::{EventKind, ExecEvent, ExecExit, ExecSpec, OutputStream};

@@ -16,6 +16,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
+/// Bytes of an answer that does not end.
+const ENDLESS_BYTES: usize = 512 << 20;
+
 type Parts = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
 
 /// An answer.
@@ -117,10 +120,7 @@ fn body(answer: Answer, many: bool) -> Parts {
             let messages = messages.iter().map(|message| framed(0, &message.0));
             whole(messages.chain([framed(2, END)]).collect())
         }
-        Answer::Endless(message) => {
-            let part = Bytes::from(framed(0, &message.0));
-            stream::repeat_with(move || Ok(Frame::data(part.clone()))).boxed()
-        }
+        Answer::Endless(message) => endless(Bytes::from(framed(0, &message.0))),
         Answer::Archive(bytes) => {
             let chunks = bytes.chunks(64 << 10);
             let messages = chunks.map(|chunk| framed(0, &Message::default().bytes(1, chunk).0));
@@ -136,10 +136,7 @@ fn body(answer: Answer, many: bool) -> Parts {
                 .map(|part| Ok(Frame::data(part)))
                 .boxed()
         }
-        Answer::Bytes(bytes) => {
-            let part = Bytes::from_static(bytes);
-            stream::repeat_with(move || Ok(Frame::data(part.clone()))).boxed()
-        }
+        Answer::Bytes(bytes) => endless(Bytes::from_static(bytes)),
         Answer::Error(code, message) => {
             let error = serde_json::json!({"code": code, "message": message});
             if many {
@@ -168,6 +165,16 @@ fn honest(call: &str, taken: usize) -> Answer {
         "Pack" => return Answer::Archive(Vec::new()),
         _ => message,
     })
+}
+
+/// Sends a part again and again, and more than anybody should take; but not so much that this
+/// machine has no memory left when somebody does.
+fn endless(part: Bytes) -> Parts {
+    let times = ENDLESS_BYTES / part.len().max(1);
+    stream::iter(std::iter::repeat_n(part, times))
+        .map(|part| Ok(Frame::data(part)))
+        .chain(stream::pending())
+        .boxed()
 }
 
 fn framed(flags: u8, message: &[u8]) -> Vec<u8> {

@@ -61,20 +61,22 @@ pub(super) fn header(name: &str, kind: u8, target: &str, size: u64) -> [u8; BLOC
     put(&mut block, 157, &target.as_bytes()[..target.len().min(100)]);
     put(&mut block, 257, b"ustar  \0");
     if kind == DEVICE {
-        // `/dev/mem`.
+        // `/dev/zero`, which does no harm: whether it can be opened is the same question for all.
         put(&mut block, 329, b"0000001\0");
-        put(&mut block, 337, b"0000001\0");
+        put(&mut block, 337, b"0000005\0");
     }
     checked(block)
 }
 
-/// Makes the header of a file with one hole of almost 8 EiB and one block of data.
-pub(super) fn hole(name: &str) -> [u8; BLOCK] {
-    const SIZE: u64 = (1 << 62) + 512;
+/// Holes that are tried: first one that shows enough where nothing refuses it and fills no disk.
+pub(super) const HOLES: [u64; 2] = [64 << 20, 1 << 62];
+
+/// Makes the header of a file with one hole of some bytes and one block of data after it.
+pub(super) fn hole(name: &str, bytes: u64) -> [u8; BLOCK] {
     let mut block = header(name, SPARSE, "", 512);
-    put(&mut block, 386, &number(SIZE - 512));
+    put(&mut block, 386, &number(bytes));
     put(&mut block, 398, &number(512));
-    put(&mut block, 483, &number(SIZE));
+    put(&mut block, 483, &number(bytes + 512));
     checked(block)
 }
 

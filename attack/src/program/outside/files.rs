@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::{Attempt, Found};
 use super::copy::worked_if;
-use super::product::{Product, Sandbox, run};
+use super::product::{Product, Sandbox, calm_kib, peak_kib, run};
 use super::with;
 
 /// Longest time that an answer of the API may take here.
@@ -13,6 +13,12 @@ const SOON: Duration = Duration::from_secs(30);
 /// Longest time that copying or removing a deep tree may take.
 const DEEP: Duration = Duration::from_mins(1);
 const PATH_BYTES: usize = 1 << 20;
+/// A path that is told in a body, where there is room for more.
+const LONGER_BYTES: usize = 192 << 20;
+/// Most memory by which the daemon may grow for it.
+const GROWTH_MIB_MAX: u64 = 64;
+/// Most bytes of a page of a directory: a thousand entries of names as long as they are here.
+const PAGE_BYTES_MAX: usize = 1 << 20;
 
 pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("long-path", |facts| with(facts, long_path)),
@@ -21,7 +27,11 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
         with(facts, |product| {
             let sandbox = product.sandbox(&[])?;
             sandbox.script("ln -s b /tmp/a && ln -s a /tmp/b")?;
-            refused(product, &sandbox, "/tmp/a/x")
+            match refused(product, &sandbox, "/tmp/a/x")? {
+                // Reading is the kernel's; where to write, the agent looks for by itself.
+                Found::Failed(_) => written(product, &sandbox, "/tmp/a"),
+                found => Ok(found),
+            }
         })
     }),
     ("pipe-for-file", |facts| {
@@ -52,6 +62,22 @@ fn refused(product: &Product, sandbox: &Sandbox<'_>, path: &str) -> io::Result<F
             answer.bytes.len()
         )),
         None => Found::Worked("no answer".to_owned()),
+    })
+}
+
+/// Has worked when what leads nowhere is written to or looked for without end.
+fn written(product: &Product, sandbox: &Sandbox<'_>, path: &str) -> io::Result<Found> {
+    const WRITTEN: Duration = Duration::from_secs(15);
+    let request = format!(
+        "PUT /v1/sandboxes/{}/files?path={path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-length: 1\r\n\r\nx",
+        sandbox.id
+    );
+    let answer = product.ask(request.as_bytes(), WRITTEN)?;
+    Ok(match answer.status() {
+        Some(status @ 400..=499) if answer.ended => Found::Failed(format!("answered {status}")),
+        Some(status) => Found::Worked(format!("answered {status}")),
+        None => Found::Worked("it is looked for without end".to_owned()),
     })
 }
 
@@ -88,20 +114,30 @@ fn long_path(product: &Product) -> io::Result<Found> {
     let sandbox = product.sandbox(&[])?;
     let path = "/a".repeat(PATH_BYTES / 2);
     let target = format!("/v1/sandboxes/{}/files", sandbox.id);
-    let body = format!(r#"{{"path":"{path}","parents":true}}"#);
-    let mut told = Vec::new();
-    for request in [
-        format!("GET {target}?path={path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
-        format!("GET {target}/stat?path=/ HTTP/1.1\r\nhost: x\r\nx-path: {path}\r\n\r\n"),
+    let make = |path: &str| {
+        let body = format!(r#"{{"path":"{path}","parents":true}}"#);
         format!(
             "POST {target}/mkdir HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
-        ),
+        )
+    };
+    let daemon = product.daemon()?;
+    let before = calm_kib(daemon)?;
+    let mut told = Vec::new();
+    for request in [
+        format!("GET {target}?path={path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
+        format!("GET {target}/stat?path=/ HTTP/1.1\r\nhost: x\r\nx-path: {path}\r\n\r\n"),
+        make(&path),
+        make(&"/a".repeat(LONGER_BYTES / 2)),
     ] {
         let answer = product.ask(request.as_bytes(), SOON)?;
         if !product.answers() {
             return Ok(Found::Worked("the daemon does not answer".to_owned()));
+        }
+        let grown = peak_kib(daemon)?.saturating_sub(before) >> 10;
+        if grown > GROWTH_MIB_MAX {
+            return Ok(Found::Worked(format!("the daemon grew by {grown} MiB")));
         }
         match answer.status() {
             Some(status) if status >= 500 => {
@@ -163,6 +199,9 @@ fn large_directory(product: &Product) -> io::Result<Found> {
         let took = begun.elapsed();
         Ok(match listed.status() {
             _ if !other.ok => Found::Worked(other.word()),
+            Some(200) if listed.bytes.len() > PAGE_BYTES_MAX => {
+                Found::Worked(format!("{} KiB in one answer", listed.bytes.len() >> 10))
+            }
             Some(200) if listed.ended => {
                 Found::Failed(format!("a page within {} ms", took.as_millis()))
             }

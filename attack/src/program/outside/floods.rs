@@ -12,7 +12,7 @@ use super::product::{Product, memory_kib, pause};
 use super::with;
 
 /// How long output is made that nobody reads.
-const FLOOD: Duration = Duration::from_secs(4);
+const FLOOD: Duration = Duration::from_secs(6);
 /// Most memory by which the daemon may grow for it: its named buffers are a few MiB.
 const GROWTH_KIB_MAX: u64 = 64 << 10;
 /// Bytes of output, and the most of it that may be on disk: the default bound of a journal is 64

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::{Attempt, Found};
-use super::archive::{Archive, DEVICE, DIRECTORY, HARD_LINK, LINK, hole};
+use super::archive::{Archive, DEVICE, DIRECTORY, HARD_LINK, HOLES, LINK, hole};
 use super::copy::worked_if;
 use super::product::{Product, Sandbox, memory_kib, pause};
 use super::with;
@@ -17,6 +17,10 @@ use super::with;
 const SOON: Duration = Duration::from_secs(40);
 /// Entries that an image may have and few do.
 const MANY: u32 = 1_000_000;
+/// Most images at once.
+const MANY_IMAGES_MAX: usize = 8;
+/// Longest time for an answer meanwhile.
+const LATE: Duration = Duration::from_secs(8);
 /// Longest time that is looked on.
 const MANY_TIME_MAX: Duration = Duration::from_mins(1);
 /// Most memory by which the daemon may grow for an image.
@@ -50,23 +54,27 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
             }
         })
     }),
-    ("image-sparse", |facts| {
-        with(facts, |product| {
-            let archive = Archive::default()
-                .block(&hole("bin/holes"))
-                .block(&[0; 512]);
-            let begun = Instant::now();
-            let made = sandbox_of(product, archive)?;
-            let took = begun.elapsed();
-            Ok(match made {
-                Ok(_) => Found::Worked("it was taken".to_owned()),
-                Err(_) if took > SOON => Found::Worked("it did not end".to_owned()),
-                Err(word) => Found::Failed(word),
-            })
-        })
-    }),
+    ("image-sparse", |facts| with(facts, sparse)),
     ("image-many", |facts| with(facts, many)),
 ];
+
+fn sparse(product: &Product) -> io::Result<Found> {
+    let mut last = String::new();
+    for bytes in HOLES {
+        let archive = Archive::default()
+            .block(&hole("bin/holes", bytes))
+            .block(&[0; 512]);
+        let begun = Instant::now();
+        match sandbox_of(product, archive)? {
+            Ok(_) => return Ok(Found::Worked(format!("took a hole of {bytes} bytes"))),
+            Err(_) if begun.elapsed() > SOON => {
+                return Ok(Found::Worked("it did not end".to_owned()));
+            }
+            Err(word) => last = word,
+        }
+    }
+    Ok(Found::Failed(last))
+}
 
 fn hard_link(product: &Product) -> io::Result<Found> {
     // A file has names on one file system alone: the one that images are unpacked on.
@@ -134,22 +142,29 @@ fn sandbox_of_file<'a>(
 }
 
 fn many(product: &Product) -> io::Result<Found> {
-    const NAME: &str = "attack-many";
-    let path = product.scratch("many.tar.gz");
-    write_many(&path)?;
+    // One for each thread that the daemon may have for everybody.
+    let count = std::thread::available_parallelism()?
+        .get()
+        .min(MANY_IMAGES_MAX);
     let daemon = product.daemon()?;
     let before = memory_kib(daemon)?;
-    let create = ["create", "--name", NAME, "--image"].map(OsStr::new);
-    let mut child = product
-        .command(create.into_iter().chain([path.as_os_str()]))
-        .spawn()?;
+    let name = |number: usize| format!("attack-many-{number}");
+    let mut children = Vec::new();
+    for number in 0..count {
+        let path = product.scratch(&format!("many-{number}.tar.gz"));
+        write_many(&path, number)?;
+        let create = ["create", "--name", &name(number), "--image"];
+        let create = create.iter().map(OsStr::new);
+        children.push(product.command(create.chain([path.as_os_str()])).spawn()?);
+    }
     let mut most = before;
     let begun = Instant::now();
     let end = begun + MANY_TIME_MAX;
     // As long as it unpacks, others are served.
     let outcome = loop {
-        if !product.answers() {
-            break Found::Worked("the daemon does not answer".to_owned());
+        let answer = product.get("/v1/version", LATE)?;
+        if answer.status() != Some(200) {
+            break Found::Worked(format!("no answer within {} s", LATE.as_secs()));
         }
         most = most.max(memory_kib(daemon)?);
         let grown = most.saturating_sub(before);
@@ -159,25 +174,30 @@ fn many(product: &Product) -> io::Result<Found> {
         if Instant::now() > end {
             break Found::Failed("others were served all the time".to_owned());
         }
-        if let Some(status) = child.try_wait()? {
-            let grown = grown >> 10;
-            let ended = if status.success() { "taken" } else { "refused" };
-            let seconds = begun.elapsed().as_secs();
-            break Found::Failed(format!(
-                "{ended} within {seconds} s; it grew by {grown} MiB"
-            ));
+        let mut ended = 0;
+        for child in &mut children {
+            ended += usize::from(child.try_wait()?.is_some());
+        }
+        if ended == count {
+            let (seconds, grown) = (begun.elapsed().as_secs(), grown >> 10);
+            break Found::Failed(format!("over within {seconds} s; it grew by {grown} MiB"));
         }
         pause(Duration::from_millis(100));
     };
-    // It may have ended by itself.
-    let _ended = child.kill();
-    child.wait()?;
-    product.run(["rm", "--force", NAME])?;
+    for (number, mut child) in children.into_iter().enumerate() {
+        // It may have ended by itself.
+        let _ended = child.kill();
+        child.wait()?;
+        // Whoever does not answer does not remove either; the next sweep does.
+        if matches!(outcome, Found::Failed(_)) {
+            product.run(["rm", "--force", &name(number)])?;
+        }
+    }
     Ok(outcome)
 }
 
 /// Writes an image of very many entries: one compressed part, again and again.
-fn write_many(path: &Path) -> io::Result<()> {
+fn write_many(path: &Path, number: usize) -> io::Result<()> {
     const PART: u32 = 10_000;
     let part = (0..PART).fold(Archive::default(), |archive, number| {
         archive.entry(&format!("d{}/", number % 100), DIRECTORY, "")
@@ -190,9 +210,10 @@ fn write_many(path: &Path) -> io::Result<()> {
     };
     let part = compress(&part.open())?;
     // Each its own: what was unpacked once is not unpacked again.
+    let own = format!("{}-{number}/", std::process::id());
     let first = Archive::default()
         .entry("bin/", DIRECTORY, "")
-        .entry(&format!("{}/", std::process::id()), DIRECTORY, "")
+        .entry(&own, DIRECTORY, "")
         .open();
     let mut file = File::create(path)?;
     file.write_all(&compress(&first)?)?;

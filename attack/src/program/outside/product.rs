@@ -364,8 +364,25 @@ pub(super) fn pause(time: Duration) {
 
 /// Memory of a process that is in use now.
 pub(super) fn memory_kib(pid: i64) -> io::Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// The same, from where on [`peak_kib`] counts.
+pub(super) fn calm_kib(pid: i64) -> io::Result<u64> {
+    const RESET_PEAK: &str = "5";
+    // Where it may not be reset, it counts from the process's beginning, which is more.
+    let _refused = fs::write(format!("/proc/{pid}/clear_refs"), RESET_PEAK);
+    peak_kib(pid)
+}
+
+/// Most memory of a process that was in use at any time.
+pub(super) fn peak_kib(pid: i64) -> io::Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+fn of_status(pid: i64, field: &str) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     number.ok_or_else(|| io::Error::other("the daemon's memory is not told"))
 }

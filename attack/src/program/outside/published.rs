@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 
+use super::super::call::call_with;
 use super::super::{Attempt, Facts, Found};
 use super::archive::{Archive, DIRECTORY, LINK};
 use super::copy::{planted_link, swapped_directory};
@@ -13,7 +15,7 @@ use super::product::{COMMAND, Product, run};
 use super::with;
 
 /// Descriptors of which one may be a directory of the host.
-const DESCRIPTORS: std::ops::Range<u32> = 3..16;
+const DESCRIPTORS: std::ops::Range<u32> = 3..256;
 /// How often a script is started whose interpreter is the agent.
 const STARTS: u32 = 8;
 /// A user that owns nothing.
@@ -39,7 +41,8 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("cve-2025-52881", |facts| {
         with(facts, |product| {
             for links in [
-                &[("proc", "tmp")][..],
+                &[("proc", "elsewhere")][..],
+                &[("proc", "tmp")],
                 &[("proc", "/"), ("sys", "proc")],
                 &[("proc/self", "/proc/sys/kernel"), ("dev", "proc")],
             ] {
@@ -103,7 +106,10 @@ fn start_in_descriptor(product: &Product, facts: &Facts) -> io::Result<Found> {
 
 /// Makes a sandbox of an image with links, and looks at what should not have moved.
 fn look_at(product: &Product, links: &[(&str, &str)]) -> io::Result<Found> {
-    let mut archive = Archive::default().entry("tmp/", DIRECTORY, "");
+    let mut archive =
+        Archive::default()
+            .entry("tmp/", DIRECTORY, "")
+            .entry("elsewhere/", DIRECTORY, "");
     for (name, target) in links {
         archive = archive.entry(name, LINK, target);
     }
@@ -118,6 +124,16 @@ fn look_at(product: &Product, links: &[(&str, &str)]) -> io::Result<Found> {
             })
         }
     }
+}
+
+/// Opens a path and no more, so that programs that are run have it too.
+fn open_for_child(path: &str) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_PATH).open(path)?;
+    let number = usize::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
+    let set = usize::try_from(libc::F_SETFD).map_err(io::Error::other)?;
+    call_with(libc::SYS_fcntl, &[number, set, 0])?;
+    Ok(file)
 }
 
 /// Names, as a user without rights, a file that is somebody else's.
@@ -136,11 +152,16 @@ fn mount_of_another(product: &Product) -> io::Result<Found> {
     };
     let mount = format!("{}:/stolen", secret.display());
     let mut command = product.command(["--json", "create", "--mount", &mount]);
+    let socket = open_for_child(&product.given.socket)?;
     if root {
-        // As who could not read it; the scratch directory is not this user's either.
+        // As who could not read it; the scratch directory is not this user's either. The socket may
+        // lie in a directory that is closed to others, and need not: only its own mode counts here.
+        let reached = format!("/proc/self/fd/{}", socket.as_raw_fd());
         command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        command.env("PINFOLD_SOCKET", reached);
     }
     let made = run(command, COMMAND)?;
+    drop(socket);
     if !made.ok {
         return Ok(Found::Failed(made.word()));
     }

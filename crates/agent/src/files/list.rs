@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 
+use pinfold_linux::weaken::{Defence, is_off};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags};
 use rustix::io::Errno;
 
@@ -37,6 +38,7 @@ impl Files {
     fn try_list(&self, path: &str, after: &str, limit: usize) -> io::Result<Page> {
         check(path)?;
         let limit = match limit {
+            limit if is_off(Defence::ListPages) => limit,
             0 => LIST_ENTRIES_MAX,
             limit => limit.min(LIST_ENTRIES_MAX),
         };

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use pinfold_linux::weaken::{Defence, is_off};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::error::invalid;
@@ -59,7 +60,12 @@ impl<'a> Place<'a> {
 /// file would be made under.
 pub(crate) fn follow(root: &Root, path: &str) -> io::Result<(OwnedFd, String)> {
     let mut path = path.to_owned();
-    for _ in 0..LINKS_MAX {
+    let most = if is_off(Defence::LinkBounds) {
+        usize::MAX
+    } else {
+        LINKS_MAX
+    };
+    for _ in 0..most {
         let place = check(&path)?;
         let name = place.last()?;
         let parent = place.open_parent(root)?;

@@ -33,7 +33,9 @@ impl Extension {
             EntryType::GNULongLink => self.link = Some(name(record(entry)?)),
             EntryType::XHeader => self.add_pax(&record(entry)?)?,
             EntryType::XGlobalHeader => {}
-            EntryType::GNUSparse => return Err(malformed("a sparse file")),
+            EntryType::GNUSparse if !is_off(Defence::ArchiveSparse) => {
+                return Err(malformed("a sparse file"));
+            }
             _ => {
                 let size = entry.header().entry_size()?;
                 if self.size.is_some_and(|other| other != size) {

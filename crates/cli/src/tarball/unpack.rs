@@ -156,6 +156,15 @@ pub(crate) fn unpack(
                 }
             }
             (EntryType::Fifo, _) if is_off(Defence::ArchiveKinds) => make_pipe(&root, &path)?,
+            (EntryType::Char, _) if is_off(Defence::ArchiveKinds) => {
+                make_device(&root, &path, entry.header())?;
+            }
+            (EntryType::GNUSparse, _) if is_off(Defence::ArchiveSparse) => {
+                let size = entry.header().as_gnu().and_then(|gnu| gnu.real_size().ok());
+                let hole = size.unwrap_or(0).saturating_sub(entry.size());
+                let mut content = std::io::repeat(0).take(hole).chain(&mut entry);
+                take_file(&root, (&path, sent_mode), &mut content, handoff, progress)?;
+            }
             _ => {
                 done.note(format!(
                     "{} is a special file and was left out",
@@ -244,6 +253,12 @@ fn path_of(bytes: &[u8]) -> PathBuf {
 
 fn make_pipe(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
     Ok(root.mkfifo(path, Mode::from_raw_mode(0o600))?)
+}
+
+fn make_device(root: &Beneath, path: &Path, header: &tar::Header) -> Result<(), UnpackError> {
+    let number = |found: io::Result<Option<u32>>| found.ok().flatten().unwrap_or(0);
+    let device = (number(header.device_major()), number(header.device_minor()));
+    Ok(root.mkdevice(path, device)?)
 }
 
 fn mode_of(sent: u32) -> u32 {

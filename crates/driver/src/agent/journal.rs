@@ -10,6 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use hyper::body::Incoming;
 use pinfold_agent_api::v1;
 use pinfold_types::exec::TerminalSize;
+use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{ErrorCode, ExecEvent};
 
 use super::answer::JournalCheck;
@@ -40,6 +41,7 @@ where
     stream::try_unfold(stream, move |mut stream| async move {
         let message = match pace {
             Pace::Any => stream.message().await?,
+            Pace::Steady if is_off(Defence::AgentPatience) => stream.message().await?,
             Pace::Steady => tokio::time::timeout(CHUNK_TIME_MAX, stream.message())
                 .await
                 .map_err(|_| AgentError::silent("the next part", CHUNK_TIME_MAX))??,
@@ -81,7 +83,11 @@ pub(super) fn chunks(
 ) -> impl Stream<Item = Result<Bytes, AgentError>> + Send {
     messages(stream, Pace::Steady).scan(most, move |left, chunk| {
         let checked = chunk.and_then(|chunk: v1::Chunk| {
-            let size = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+            let size = if is_off(Defence::ByteCounts) {
+                0
+            } else {
+                u64::try_from(chunk.data.len()).unwrap_or(u64::MAX)
+            };
             *left = left.checked_sub(size).ok_or_else(|| {
                 AgentError::broken_contract(format!("more than {most} bytes were sent"))
             })?;

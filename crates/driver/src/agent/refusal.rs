@@ -2,6 +2,7 @@
 
 use connectrpc::{ConnectError, ErrorCode as ConnectCode};
 use pinfold_types::ErrorCode;
+use pinfold_types::weaken::{Defence, is_off};
 
 use super::AgentError;
 use super::transport::{TransportError, hint_for};
@@ -149,6 +150,9 @@ fn hint(code: ErrorCode) -> Option<String> {
 
 /// Cuts a text of the guest and takes out what could steer a terminal.
 pub(super) fn printable(text: &str) -> String {
+    if is_off(Defence::AgentTexts) {
+        return text.to_owned();
+    }
     text.chars()
         .take(MESSAGE_CHARS_MAX)
         .map(|c| if c.is_control() { ' ' } else { c })

@@ -6,10 +6,11 @@ use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{EventKind, ExecEvent, ExecExit};
 
 use super::record::{self, Decoded, HEADER};
-use super::{Journal, Kept, Segment, State, TAIL_BYTES_MAX};
+use super::{BYTES_WEAKENED, Journal, Kept, Segment, State, TAIL_BYTES_MAX};
 
 /// What ends the name of a journal's file.
 const SUFFIX: &str = ".events";
@@ -239,7 +240,12 @@ impl JournalWriter {
 }
 
 fn trim_tail(state: &mut State) {
-    while state.tail.len() > 1 && state.tail_bytes > TAIL_BYTES_MAX {
+    let most = if is_off(Defence::FloodBounds) {
+        BYTES_WEAKENED
+    } else {
+        TAIL_BYTES_MAX
+    };
+    while state.tail.len() > 1 && state.tail_bytes > most {
         if let Some(kept) = state.tail.pop_front() {
             state.tail_bytes = state.tail_bytes.saturating_sub(record::weight(&kept.event));
         }

@@ -27,7 +27,7 @@ pub(super) enum Kind {
     /// A named pipe.
     Pipe,
     /// A character or block device.
-    Device,
+    Device { number: (u32, u32) },
 }
 
 /// One entry.

@@ -19,6 +19,10 @@ pub(super) struct Header {
     pub(super) group: u64,
     pub(super) size: u64,
     pub(super) modified: i64,
+    /// Major and minor number, of a device.
+    pub(super) device: (u32, u32),
+    /// Size with its holes, of a sparse file as GNU tar writes it.
+    pub(super) sparse_size: u64,
 }
 
 impl Header {
@@ -45,6 +49,10 @@ impl Header {
             group: unsigned(116..124, "group")?,
             size: unsigned(124..136, "size")?,
             modified: signed(&block[136..148]).ok_or_else(|| unreadable(number, "time"))?,
+            device: (small(&block[329..337]), small(&block[337..345])),
+            sparse_size: signed(&block[483..495])
+                .and_then(|size| size.try_into().ok())
+                .unwrap_or(0),
         })
     }
 }
@@ -54,6 +62,13 @@ pub(super) fn unreadable(number: u64, field: &str) -> InvalidImage {
         number,
         field: field.to_owned(),
     }
+}
+
+/// Reads a number that nothing depends on.
+fn small(field: &[u8]) -> u32 {
+    signed(field)
+        .and_then(|value| value.try_into().ok())
+        .unwrap_or(0)
 }
 
 fn full_name(block: &[u8; BLOCK_BYTES]) -> Vec<u8> {

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use pinfold_linux::weaken::{Defence, is_off};
+
 use super::decode::ReadFault;
 use super::entry::{Entry, Kind, link_target, plain_path};
 use super::header::{BLOCK_BYTES, Header, unreadable};
@@ -19,6 +21,8 @@ pub(super) struct Reader<R> {
     data_left: u64,
     /// Zeros after them.
     padding_left: u64,
+    /// Bytes of the current entry's hole, which is never read unless a test wants it.
+    hole_left: u64,
     /// How many headers were read, of extensions too.
     headers: u64,
     headers_max: u64,
@@ -32,6 +36,7 @@ impl<R: Read> Reader<R> {
             source,
             data_left: 0,
             padding_left: 0,
+            hole_left: 0,
             headers: 0,
             headers_max,
             global: Extensions::default(),
@@ -69,6 +74,13 @@ impl<R: Read> Reader<R> {
 
     /// Reads data of the entry that came last; 0 bytes mean its end.
     pub(super) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, ReadFault> {
+        if self.hole_left > 0 {
+            let most = usize::try_from(self.hole_left).unwrap_or(usize::MAX);
+            let hole = buffer.get_mut(..most.min(buffer.len())).unwrap_or_default();
+            hole.fill(0);
+            self.hole_left = self.hole_left.saturating_sub(hole.len() as u64);
+            return Ok(hole.len());
+        }
         let most =
             usize::try_from(self.data_left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let read = match buffer.get_mut(..most) {
@@ -131,9 +143,15 @@ impl<R: Read> Reader<R> {
             b'2' => Kind::SymbolicLink {
                 target: link_target(&name, link)?,
             },
-            b'3' | b'4' => Kind::Device,
+            b'3' | b'4' => Kind::Device {
+                number: header.device,
+            },
             b'5' => Kind::Directory,
             b'6' => Kind::Pipe,
+            b'S' if is_off(Defence::ArchiveSparse) => {
+                self.hole_left = header.sparse_size.saturating_sub(size);
+                Kind::File { size }
+            }
             b'S' => return Err(unsupported("a sparse file").into()),
             b'M' => return Err(unsupported("the rest of a file in another volume").into()),
             b'D' => return Err(unsupported("a list of an incremental backup").into()),

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use pinfold_linux::weaken::{Defence, is_off};
+
 use super::invalid::{InvalidImage, shown};
 
 /// Directories that every sandbox mounts something of its own on. A link in their place would lead
@@ -19,7 +21,8 @@ const SEARCHED_MAX: usize = 1024;
 /// # Errors
 /// Says what is wrong with it.
 pub(crate) fn check_root(directory: &Path) -> Result<(), InvalidImage> {
-    for name in MOUNTED_ON {
+    let checked = MOUNTED_ON.iter().filter(|_| !is_off(Defence::MountTargets));
+    for name in checked {
         let there = fs::symlink_metadata(directory.join(name));
         if there.is_ok_and(|there| !there.is_dir()) {
             let name = (*name).to_owned();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use pinfold_linux::beneath::{self, Beneath, BeneathError};
 use pinfold_linux::identity::RANGE_LENGTH;
+use pinfold_linux::weaken::{Defence, is_off};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -209,7 +210,11 @@ impl<'a> Unpacking<'a> {
                 self.make(&entry.path, |beneath, path| beneath.mkfifo(path, mode))?;
                 self.give(&entry.path, user, group)
             }
-            Kind::Device => {
+            Kind::Device { number } if is_off(Defence::ArchiveKinds) => {
+                let number = *number;
+                self.make(&entry.path, |beneath, path| beneath.mkdevice(path, number))
+            }
+            Kind::Device { .. } => {
                 self.report.devices_left_out += 1;
                 Ok(())
             }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
-use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::{attach, bounded_tmpfs, filesystem, system_directory, tiny};
 use crate::launcher::{LaunchFailure, Refusal, refused};
@@ -41,6 +41,9 @@ pub(super) fn mount_dev(
     } else {
         &limits
     };
+    if is_off(Defence::OwnDev) {
+        return fill_dev_of_image(&directory, terminal_group);
+    }
     let no_setuid = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let dev = filesystem("tmpfs", limits, no_setuid).map_err(&failed)?;
     for name in ["pts", "shm"] {
@@ -61,6 +64,30 @@ pub(super) fn mount_dev(
     }
     attach(terminals(terminal_group)?.as_fd(), dev.as_fd(), "pts").map_err(&failed)?;
     attach(bounded_tmpfs(shm_bytes)?.as_fd(), dev.as_fd(), "shm").map_err(&failed)
+}
+
+/// Puts into an image's own `/dev` what belongs there, for a test that leaves out that it is not
+/// used: what is there already stays, and links are followed.
+fn fill_dev_of_image(dev: &OwnedFd, terminal_group: bool) -> Result<(), Refusal> {
+    let failed = refused(LaunchFailure::HostUnsupported, "fill the image's `/dev`");
+    let (flags, mode) = (OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    for name in tiny::devices() {
+        drop(openat(dev, name, flags, mode).map_err(&failed)?);
+        let node = open_tree(CWD, Path::new("/dev").join(name), clone).map_err(&failed)?;
+        attach(node.as_fd(), dev.as_fd(), name).map_err(&failed)?;
+    }
+    let pts = terminals(terminal_group)?;
+    match mkdirat(dev, "pts", Mode::from_raw_mode(0o755)) {
+        Ok(()) => attach(pts.as_fd(), dev.as_fd(), "pts").map_err(failed),
+        // Where the image has it, it goes there or nowhere.
+        Err(_) => {
+            let to =
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+            let _elsewhere = move_mount(pts.as_fd(), "", dev.as_fd(), "pts", to);
+            Ok(())
+        }
+    }
 }
 
 fn terminals(group: bool) -> Result<OwnedFd, Refusal> {

@@ -59,9 +59,11 @@ pub(super) fn mount_proc(root: &OwnedFd, pid_max: Option<u32>) -> Result<(), Ref
     if let Some(limit) = pid_max {
         limit_processes(&proc, limit)?;
     }
+    let image = null_of_image(root);
     let hidden = PROC_HIDDEN.iter().filter(|_| !is_off(Defence::ProcHidden));
     for name in hidden {
-        hide(&proc, name).map_err(|errno| failed(errno).at(Path::new("/proc").join(name)))?;
+        hide(&proc, name, image.as_ref())
+            .map_err(|errno| failed(errno).at(Path::new("/proc").join(name)))?;
     }
     let read_only = PROC_READ_ONLY
         .iter()
@@ -86,7 +88,7 @@ pub(super) fn mount_sys(root: &OwnedFd) -> Result<(), Refusal> {
     attach_to(sys.as_fd(), directory.as_fd()).map_err(&failed)?;
     let hidden = SYS_HIDDEN.iter().filter(|_| !is_off(Defence::ProcHidden));
     for name in hidden {
-        hide(&sys, name).map_err(|errno| failed(errno).at(Path::new("/sys").join(name)))?;
+        hide(&sys, name, None).map_err(|errno| failed(errno).at(Path::new("/sys").join(name)))?;
     }
     Ok(())
 }
@@ -112,7 +114,9 @@ fn limit_processes(proc: &OwnedFd, limit: u32) -> Result<(), Refusal> {
 }
 
 /// Covers what is there, with an empty directory or an empty file.
-fn hide(filesystem: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+///
+/// The file is the system's own, but for a test `image` may be what an image has in its place.
+fn hide(filesystem: &OwnedFd, name: &str, image: Option<&OwnedFd>) -> rustix::io::Result<()> {
     let kind = match statat(filesystem, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) => FileType::from_raw_mode(found.st_mode),
         Err(Errno::NOENT) => return Ok(()),
@@ -124,8 +128,27 @@ fn hide(filesystem: &OwnedFd, name: &str) -> rustix::io::Result<()> {
         _ => "/dev/null",
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let cover = open_tree(CWD, cover, flags)?;
+    let cover = match image.filter(|_| kind != FileType::Directory) {
+        Some(image) => open_tree(image, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?,
+        None => open_tree(CWD, cover, flags)?,
+    };
     attach_to(cover.as_fd(), open(filesystem, name)?.as_fd())
+}
+
+/// Opens what an image has at `/dev/null`, for a test that leaves out that nobody asks it.
+fn null_of_image(root: &OwnedFd) -> Option<OwnedFd> {
+    if !is_off(Defence::MaskSource) {
+        return None;
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    openat2(
+        root,
+        "dev/null",
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
+    .ok()
 }
 
 /// Makes what is there read-only.

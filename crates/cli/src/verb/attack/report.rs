@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use pinfold_attack::{Attack, Group, Outcome, Said, is_proven};
+use pinfold_attack::{Attack, Group, Outcome, Said, is_proven, why_untested};
 use pinfold_types::api::Sandbox;
 use pinfold_types::spec::IsolationTier;
 use serde::Serialize;
@@ -55,6 +55,8 @@ pub(super) struct Judged {
     tries: &'static str,
     defence: &'static str,
     detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_untested: Option<&'static str>,
 }
 
 impl Judged {
@@ -78,6 +80,7 @@ impl Judged {
             result,
             tries: attack.tries,
             defence: attack.defence,
+            why_untested: why_untested(attack.name),
             detail: detail.chars().take(DETAIL_CHARACTERS_MAX).collect(),
         }
     }
@@ -179,6 +182,12 @@ impl Report {
             printable(&self.ids),
             printable(&self.kernel),
         );
+        let untested = |judged: &&Judged| judged.result == Verdict::Untested;
+        for judged in self.attacks.iter().filter(untested) {
+            if let Some(why) = judged.why_untested {
+                let _infallible = writeln!(text, "{} is untested: {why}", judged.name);
+            }
+        }
         text.push_str("\nnot stopped by this tier:\n");
         for line in &self.exposure {
             let _infallible = writeln!(text, "- {}", printable(line));
