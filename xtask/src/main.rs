@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one way to set up, test and check this repository.
 
 mod agent;
+mod claims;
 mod codegen;
 mod deps;
 mod fixtures;

@@ -57,8 +57,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let mut wrong = Vec::new();
-    for file in String::from_utf8_lossy(&output.stdout).lines() {
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let files: Vec<&str> = listed.lines().collect();
+    let mut wrong = crate::claims::problems(root, &files)?;
+    for file in files {
         if let Some(problem) = name_problem(file) {
             wrong.push(problem);
         }

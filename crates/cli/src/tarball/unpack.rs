@@ -43,6 +43,11 @@ pub(crate) struct Unpacked {
 }
 
 impl Unpacked {
+    fn leave_out(&mut self, path: &Path) {
+        let path = one_line(path);
+        self.note(format!("{path} is a special file and was left out"));
+    }
+
     fn note(&mut self, note: String) {
         match self.notes.len() {
             0..NOTES_MAX => self.notes.push(note),
@@ -155,21 +160,12 @@ pub(crate) fn unpack(
                     hard_link(&root, &existing, &path, handoff)?;
                 }
             }
-            (EntryType::Fifo, _) if is_off(Defence::ArchiveKinds) => make_pipe(&root, &path)?,
-            (EntryType::Char, _) if is_off(Defence::ArchiveKinds) => {
-                make_device(&root, &path, entry.header())?;
-            }
-            (EntryType::GNUSparse, _) if is_off(Defence::ArchiveSparse) => {
-                let size = entry.header().as_gnu().and_then(|gnu| gnu.real_size().ok());
-                let hole = size.unwrap_or(0).saturating_sub(entry.size());
-                let mut content = std::io::repeat(0).take(hole).chain(&mut entry);
-                take_file(&root, (&path, sent_mode), &mut content, handoff, progress)?;
+            (kind, _) if is_let_through(kind) => {
+                let place = (&*path, sent_mode);
+                take_special(&root, place, &mut entry, handoff, progress)?;
             }
             _ => {
-                done.note(format!(
-                    "{} is a special file and was left out",
-                    one_line(&path)
-                ));
+                done.leave_out(&path);
                 continue;
             }
         }
@@ -251,14 +247,39 @@ fn path_of(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
-fn make_pipe(root: &Beneath, path: &Path) -> Result<(), UnpackError> {
-    Ok(root.mkfifo(path, Mode::from_raw_mode(0o600))?)
+/// Returns whether a test leaves out that entries of this kind are not made.
+fn is_let_through(kind: EntryType) -> bool {
+    match kind {
+        EntryType::Fifo | EntryType::Char => is_off(Defence::ArchiveKinds),
+        EntryType::GNUSparse => is_off(Defence::ArchiveSparse),
+        _ => false,
+    }
 }
 
-fn make_device(root: &Beneath, path: &Path, header: &tar::Header) -> Result<(), UnpackError> {
+/// Makes what no product does.
+fn take_special(
+    root: &Beneath,
+    (path, mode): (&Path, u32),
+    entry: &mut tar::Entry<'_, impl Read>,
+    handoff: &mut Handoff,
+    progress: &dyn Fn(u64),
+) -> Result<(), UnpackError> {
     let number = |found: io::Result<Option<u32>>| found.ok().flatten().unwrap_or(0);
-    let device = (number(header.device_major()), number(header.device_minor()));
-    Ok(root.mkdevice(path, device)?)
+    let header = entry.header();
+    match header.entry_type() {
+        EntryType::Fifo => root.mkfifo(path, Mode::from_raw_mode(0o600))?,
+        EntryType::Char => {
+            let (major, minor) = (header.device_major(), header.device_minor());
+            root.mkdevice(path, (number(major), number(minor)))?;
+        }
+        _ => {
+            let size = header.as_gnu().and_then(|gnu| gnu.real_size().ok());
+            let hole = size.unwrap_or(0).saturating_sub(entry.size());
+            let mut content = io::repeat(0).take(hole).chain(entry);
+            take_file(root, (path, mode), &mut content, handoff, progress)?;
+        }
+    }
+    Ok(())
 }
 
 fn mode_of(sent: u32) -> u32 {

@@ -78,16 +78,13 @@ fn fill_dev_of_image(dev: &OwnedFd, terminal_group: bool) -> Result<(), Refusal>
         attach(node.as_fd(), dev.as_fd(), name).map_err(&failed)?;
     }
     let pts = terminals(terminal_group)?;
-    match mkdirat(dev, "pts", Mode::from_raw_mode(0o755)) {
-        Ok(()) => attach(pts.as_fd(), dev.as_fd(), "pts").map_err(failed),
-        // Where the image has it, it goes there or nowhere.
-        Err(_) => {
-            let to =
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-            let _elsewhere = move_mount(pts.as_fd(), "", dev.as_fd(), "pts", to);
-            Ok(())
-        }
+    if mkdirat(dev, "pts", Mode::from_raw_mode(0o755)).is_ok() {
+        return attach(pts.as_fd(), dev.as_fd(), "pts").map_err(failed);
     }
+    // Where the image has it, it goes there or nowhere.
+    let to = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    let _elsewhere = move_mount(pts.as_fd(), "", dev.as_fd(), "pts", to);
+    Ok(())
 }
 
 fn terminals(group: bool) -> Result<OwnedFd, Refusal> {
