@@ -1,5 +1,6 @@
 //! What can be typed: every verb with its options.
 
+mod events;
 mod host;
 mod key;
 mod options;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
+pub(crate) use events::EventsArguments;
 pub(crate) use host::HostOptions;
 pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
 pub(crate) use options::{PlaceOptions, ProgramOptions, SandboxOptions};
@@ -124,6 +126,8 @@ pub(crate) enum Verb {
     Report,
     /// Print the metrics of a sandbox's agent as JSON
     Metrics(MetricsArguments),
+    /// Print what happened to sandboxes, execs, pools and keys
+    Events(EventsArguments),
     /// Suspend sandboxes in memory
     Pause(Targets),
     /// Let suspended sandboxes go on

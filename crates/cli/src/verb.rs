@@ -5,6 +5,7 @@ mod config;
 mod copy;
 mod create;
 mod doctor;
+mod events;
 mod exec;
 mod key;
 mod lifecycle;
@@ -57,6 +58,7 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Status(targets) => show::status(&context, &targets).await,
         Verb::Report => show::report(&context).await,
         Verb::Metrics(arguments) => show::metrics(&context, &arguments).await,
+        Verb::Events(arguments) => events::events(&context, &arguments).await,
         Verb::Exec(arguments) => exec::exec(&context, &arguments).await,
         Verb::Template(verb) => pool::template(&context, &verb).await,
         Verb::Pool(verb) => pool::pool(&context, &verb).await,

@@ -148,3 +148,50 @@ fn the_reference_parser_reads_metrics_that_move() {
         serving.end();
     }
 }
+
+#[test]
+fn events_tell_of_pools_claims_and_deadlines() {
+    let world = World::new(Person::Root);
+    let serving = serve(&world, &[("PINFOLD_WARM_POOL_SIZE", "1")]);
+    let types = |arguments: &[&str]| -> Vec<String> {
+        let mut command = vec!["--json", "events"];
+        command.extend(arguments);
+        let printed = world.run(command).ok();
+        let line = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
+        let kind = |event: Value| event["type"].as_str().unwrap().to_owned();
+        printed.lines().map(line).map(kind).collect()
+    };
+    eventually("a warm sandbox", || {
+        types(&[])
+            .first()
+            .is_some_and(|first| first == "pool.refilled")
+    });
+    // Nobody's sandbox has no life of its own to tell.
+    assert!(types(&[]).iter().all(|kind| kind == "pool.refilled"));
+    world.create(&["--name", "brief", "--lifetime", "1s"]);
+    eventually("its end", || {
+        types(&["brief"])
+            .last()
+            .is_some_and(|last| last == "sandbox.removed")
+    });
+    assert_eq!(
+        types(&["brief"]),
+        ["sandbox.claimed", "deadline.fired", "sandbox.removed"]
+    );
+    let told = world.run(["events", "brief"]).ok();
+    let last = told.lines().last().unwrap();
+    assert!(last.contains("sandbox.removed"), "{told}");
+    assert!(last.contains("lifetime reached: remove"), "{told}");
+    let mut follower = world.spawn(["events", "--follow", "--type", "key.created"]);
+    world.run(["key", "create", "ci"]).ok();
+    let mut first = [0u8; 24];
+    follower
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut first)
+        .unwrap();
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    serving.end();
+}

@@ -426,20 +426,20 @@ fn exec_target(sandbox: &str, exec_id: &ExecId, below: &str) -> Target {
 }
 
 /// The lines of an answer, without the empty ones that only say that the daemon is still there.
-struct Lines {
+pub(crate) struct Lines {
     body: Incoming,
     buffer: BytesMut,
 }
 
 impl Lines {
-    fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Incoming) -> Self {
         Self {
             body,
             buffer: BytesMut::new(),
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end).freeze();

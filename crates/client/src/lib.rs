@@ -11,6 +11,7 @@
 mod client;
 mod endpoint;
 mod error;
+mod events;
 mod files;
 mod idle;
 mod keys;
@@ -24,5 +25,6 @@ mod transport;
 pub use client::{Client, Remote};
 pub use endpoint::{ApiKey, ApiKeyError, Endpoint, EndpointError, Port};
 pub use error::ClientError;
+pub use events::DaemonEvents;
 pub use files::{ByteRange, ByteStream, WriteOptions};
 pub use stream::{EventRange, EventStream, FrameReceiver, FrameSender};

@@ -1,6 +1,7 @@
 //! The engine as the layers above see it.
 
 mod changes;
+mod events;
 mod execs;
 mod once;
 
@@ -20,6 +21,7 @@ use pinfold_types::{ErrorCode, SandboxId, SandboxSpec, SandboxState};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+pub use self::events::{EventFollower, Followed};
 pub(crate) use self::once::InFlight;
 pub use self::once::{OnceKey, OnceKeyError, Outcome};
 use crate::activity::Activity;

@@ -50,7 +50,7 @@ pub use bounds::FLOOD_BYTES_MAX;
 pub use caller::{Caller, ExecFilter, ListFilter};
 pub use config::EngineConfig;
 pub use defaults::{Cache, Defaults};
-pub use engine::{Engine, OnceKey, OnceKeyError, Outcome};
+pub use engine::{Engine, EventFollower, Followed, OnceKey, OnceKeyError, Outcome};
 pub use error::{EngineError, OpenError};
 pub use keys::Grant;
 pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};

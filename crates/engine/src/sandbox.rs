@@ -48,6 +48,8 @@ pub(crate) struct Keeper {
     retry_at: Option<Instant>,
     /// Nothing of the sandbox is left.
     gone: bool,
+    /// Why it goes, when nobody asked for that.
+    goes_because: Option<String>,
 }
 
 /// Starts a sandbox's task and keeps it: a panic in it fails that sandbox and nothing else.
@@ -82,6 +84,7 @@ impl Keeper {
             ended: None,
             retry_at: None,
             gone: false,
+            goes_because: None,
         }
     }
 
@@ -408,7 +411,8 @@ impl Keeper {
     async fn remove(&mut self, keep_persist: bool) -> Result<Option<PathBuf>, EngineError> {
         self.row.keep_persist |= keep_persist;
         // A full disk must not keep anybody from making room.
-        self.enter_anyway(SandboxState::Removing, None).await;
+        let reason = self.goes_because.take();
+        self.enter_anyway(SandboxState::Removing, reason).await;
         crash_point!("engine.removing_written");
         self.purge().await
     }

@@ -2,6 +2,7 @@
 //!
 //! What the rows mean is in [`rows`]; the tables are in [`schema`].
 
+mod events;
 mod keys;
 mod once;
 mod pools;
@@ -17,9 +18,11 @@ use pinfold_types::ErrorCode;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
+use self::events::{Bell, Events};
 use crate::error::{EngineError, OpenError, chain};
 use crate::meters::StoreMeters;
 
+pub(crate) use events::{EventFilter, Noted};
 pub(crate) use keys::{HASH_LENGTH, KeyRow};
 pub(crate) use once::{Kept, Once};
 pub(crate) use pools::{PoolRow, StoredPools, TemplateRow};
@@ -111,12 +114,14 @@ impl From<StoreError> for EngineError {
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
     meters: StoreMeters,
+    events: Events,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The writer thread's own state.
 struct Writer {
     connection: Connection,
+    bell: Bell,
     meters: StoreMeters,
     durability: Durability,
     open: bool,
@@ -130,9 +135,15 @@ impl Store {
         let path = state_dir.join(DATABASE_FILE);
         let connection = open_checked(&path)?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_MAX);
+        let events = Events::open(&path, &connection).map_err(|source| OpenError::Database {
+            what: "open",
+            path: path.clone(),
+            source: source.into(),
+        })?;
         let meters = StoreMeters::default();
         let mut writer = Writer {
             connection,
+            bell: events.bell(),
             meters: meters.clone(),
             durability: Durability::PowerCut,
             open: true,
@@ -154,6 +165,7 @@ impl Store {
         Ok(Self {
             jobs,
             meters,
+            events,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -251,6 +263,7 @@ impl Writer {
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let value = work(&transaction)?;
         transaction.commit()?;
+        self.bell.look(&self.connection);
         Ok(value)
     }
 }

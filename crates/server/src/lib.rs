@@ -12,6 +12,7 @@ mod body;
 mod connection;
 mod docs_page;
 mod error;
+mod events;
 mod execs;
 mod files;
 mod fleet;

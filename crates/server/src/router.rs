@@ -23,7 +23,7 @@ use crate::options::ServerOptions;
 use crate::peer::Peer;
 use crate::query::Query;
 use crate::{
-    access, docs_page, execs, files, fleet, keys, meters, openapi, pools, sandboxes, stream,
+    access, docs_page, events, execs, files, fleet, keys, meters, openapi, pools, sandboxes, stream,
 };
 
 /// Name of the header that tells an answer's request id.
@@ -130,6 +130,7 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
         .routes(routes!(pools::claim))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::revoke))
+        .routes(routes!(events::list))
         .routes(routes!(fleet::report))
         .routes(routes!(fleet::doctor))
         .routes(routes!(fleet::version))

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
-use pinfold_engine::{EventReader, WatchEvent, WatchStream};
+use pinfold_engine::{EventFollower, EventReader, Followed, WatchEvent, WatchStream};
 use pinfold_types::api::{FileChange, FileChangeKind};
 use pinfold_types::exec::EventMessage;
 use pinfold_types::id::RequestId;
@@ -67,6 +67,11 @@ pub(crate) fn watch(api: &Api, request_id: RequestId, changes: WatchStream) -> R
     answer(api, request_id, Source::Watch(changes))
 }
 
+/// Streams what happens in the daemon until the reader leaves.
+pub(crate) fn daemon_events(api: &Api, request_id: RequestId, follower: EventFollower) -> Response {
+    answer(api, request_id, Source::Daemon(Box::new(follower)))
+}
+
 /// Answers that there is nothing more, which tells a browser not to come back.
 pub(crate) fn nothing_more() -> Response {
     StatusCode::NO_CONTENT.into_response()
@@ -79,6 +84,7 @@ enum Source {
         reader: Box<EventReader>,
     },
     Watch(WatchStream),
+    Daemon(Box<EventFollower>),
 }
 
 impl Source {
@@ -100,6 +106,15 @@ impl Source {
                 let message = EventMessage::new(sandbox_id, exec_id, &event);
                 Some(Ok(event_text(Some(seen_with(&event)), None, &message)))
             }
+            Self::Daemon(follower) => Some(match follower.next().await {
+                Ok(Followed::Event(event)) => Ok(event_text(Some(event.id), None, &event)),
+                Ok(Followed::Dropped { first_kept }) => {
+                    open.dropped();
+                    let told = serde_json::json!({ "first_kept": first_kept });
+                    Ok(event_text(None, Some("dropped"), &told))
+                }
+                Err(error) => Err(error.into()),
+            }),
             Self::Watch(changes) => Some(match changes.next().await? {
                 Ok(change) => Ok(event_text(None, None, &shown(change))),
                 Err(error) => Err(error.into()),

@@ -1,5 +1,6 @@
 //! Requests and responses of the public API under `/v1`.
 
+mod events;
 pub mod keys;
 mod pools;
 mod push;
@@ -19,6 +20,10 @@ use crate::principal::Principal;
 use crate::spec::{IsolationTier, SandboxSpec};
 use crate::state::SandboxState;
 
+pub use events::{
+    DAEMON_EVENTS_KEPT_MAX, DaemonEvent, DaemonEventKind, DaemonEventKindError, DaemonEventList,
+    DaemonEventQuery,
+};
 pub use pools::{
     Claim, ClaimRequest, CreatePoolRequest, Given, Origin, POOL_SIZE_MAX, Pool, PoolList,
     PoolMetrics, PoolSize, PoolSizeError, ScalePoolRequest, Template, TemplateList,

@@ -3,11 +3,15 @@
 //! Every id matches `[a-z][a-z0-9]{19}`: a kind letter, nine characters of time (so ids sort by
 //! creation) and ten random ones. The pattern fits DNS labels, Kubernetes names and E2B's ids.
 
+mod request;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+pub use request::{RequestId, RequestIdError};
 
 /// Length of every id in characters.
 pub const ID_LENGTH: usize = 20;
@@ -125,11 +129,6 @@ typed_id!(
     /// Identifies one exec for ever.
     ExecId,
     'x'
-);
-typed_id!(
-    /// Identifies one request to the daemon, in its answer and in the log.
-    RequestId,
-    'r'
 );
 typed_id!(
     /// Identifies one API key for ever. It is the public part of the key and no secret.

@@ -15,6 +15,7 @@ pub mod name;
 pub mod principal;
 pub mod spec;
 pub mod state;
+mod trace;
 pub mod units;
 pub mod weaken;
 
@@ -25,4 +26,5 @@ pub use name::SandboxName;
 pub use principal::{Principal, PrincipalName, Role};
 pub use spec::{MountSpec, Resources, SandboxSpec};
 pub use state::SandboxState;
+pub use trace::{TraceContext, TraceContextError};
 pub use units::{ByteSize, MilliCpu};

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use pinfold_types::SandboxState;
+use pinfold_types::api::DaemonEventKind;
 use pinfold_types::spec::DeadlineAction;
 use tokio::time::Instant;
 
 use super::{GRACE_DEFAULT, Keeper};
 use crate::error::chain;
 use crate::meters::Step;
+use crate::store::Noted;
 
 /// Longest sleep before the clock is looked at again: the time of day may be set, and a laptop's
 /// sleep does not count as the runtime's time.
@@ -37,6 +39,23 @@ pub(super) async fn reached(due: Option<Due>) {
     match due {
         Some(due) => tokio::time::sleep(due.wait).await,
         None => std::future::pending().await,
+    }
+}
+
+impl Which {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lifetime => "lifetime",
+            Self::Idle => "idle time",
+        }
+    }
+}
+
+const fn action_name(action: DeadlineAction) -> &'static str {
+    match action {
+        DeadlineAction::Remove => "remove",
+        DeadlineAction::Stop => "stop",
+        DeadlineAction::Pause => "pause",
     }
 }
 
@@ -110,12 +129,27 @@ impl Keeper {
         if which == Which::Lifetime {
             self.row.lifetime_done = true;
         }
+        let reason = format!("{} reached: {}", which.as_str(), action_name(action));
+        let noted = self.core.store.note_event(Noted {
+            at_ms: self.core.clock.now_ms(),
+            kind: DaemonEventKind::DeadlineFired,
+            owner: self.row.owner.clone(),
+            sandbox: self.row.id.clone(),
+            name: self.row.name.to_string(),
+            reason: reason.clone(),
+        });
+        if let Err(error) = noted.await {
+            // A full disk must not keep anybody from making room.
+            tracing::warn!(sandbox = %self.row.id, error = %chain(&error), "event not written");
+        }
+        self.goes_because = Some(reason);
         let began = Instant::now();
         let (step, done) = match action {
             DeadlineAction::Remove => (Step::Remove, self.remove(false).await.map(drop)),
             DeadlineAction::Stop => (Step::Stop, self.stop(GRACE_DEFAULT).await),
             DeadlineAction::Pause => (Step::Pause, self.pause().await),
         };
+        self.goes_because = None;
         self.timed(step, began, &done);
         self.retry_at = None;
         if let Err(error) = done {

@@ -71,6 +71,7 @@ impl Keeper {
     /// Removes what a failed creation left, and answers why it failed.
     async fn undo(&mut self, error: EngineError) -> EngineError {
         tracing::warn!(sandbox = %self.row.id, error = %chain(&error), "not created");
+        self.goes_because = Some(format!("not created: {error}"));
         if let Err(left) = self.remove(false).await {
             tracing::error!(
                 sandbox = %self.row.id, error = %chain(&left), "half-made sandbox not removed"

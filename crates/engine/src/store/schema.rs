@@ -137,6 +137,73 @@ const STEPS: &[&str] = &[
     -- Written to see whether it can be.
     CREATE TABLE readiness (one INTEGER PRIMARY KEY CHECK (one = 1), at_ms INTEGER NOT NULL) STRICT;
 ",
+    "
+    -- What happened. It is written here, by triggers, so that it is in the same transaction as the
+    -- change itself and nobody can forget it. A sandbox that waits in a pool is nobody's yet.
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        sandbox TEXT,
+        name TEXT,
+        exec TEXT,
+        key TEXT,
+        pool TEXT,
+        reason TEXT,
+        ending TEXT
+    ) STRICT;
+    CREATE TRIGGER events_bounded AFTER INSERT ON events
+        BEGIN DELETE FROM events WHERE seq <= NEW.seq - 50000; END;
+    CREATE TRIGGER event_sandbox_created AFTER INSERT ON sandboxes
+        WHEN json_extract(NEW.provenance, '$.waiting') IS NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name)
+            VALUES (NEW.created_ms, 'sandbox.created', NEW.owner, NEW.id, NEW.name); END;
+    CREATE TRIGGER event_sandbox_changed AFTER UPDATE ON sandboxes
+        WHEN NEW.state != OLD.state AND NEW.state IN ('running', 'paused', 'stopped', 'failed')
+            AND json_extract(NEW.provenance, '$.waiting') IS NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, reason)
+            VALUES (NEW.changed_ms, 'sandbox.' || NEW.state, NEW.owner, NEW.id, NEW.name,
+                NEW.reason); END;
+    CREATE TRIGGER event_sandbox_claimed AFTER UPDATE ON sandboxes
+        WHEN json_extract(OLD.provenance, '$.waiting') IS NOT NULL
+            AND json_extract(NEW.provenance, '$.waiting') IS NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, pool)
+            VALUES (NEW.changed_ms, 'sandbox.claimed', NEW.owner, NEW.id, NEW.name,
+                json_extract(NEW.provenance, '$.template.pool')); END;
+    CREATE TRIGGER event_sandbox_removed AFTER DELETE ON sandboxes
+        WHEN json_extract(OLD.provenance, '$.waiting') IS NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, reason)
+            VALUES (CAST(unixepoch('subsec') * 1000 AS INTEGER), 'sandbox.removed', OLD.owner,
+                OLD.id, OLD.name, OLD.reason); END;
+    CREATE TRIGGER event_pool_refilled AFTER UPDATE ON sandboxes
+        WHEN OLD.state = 'creating' AND NEW.state = 'running'
+            AND json_extract(NEW.provenance, '$.waiting') IS NOT NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, pool)
+            VALUES (NEW.changed_ms, 'pool.refilled', NEW.owner, NEW.id,
+                json_extract(NEW.provenance, '$.template.pool')); END;
+    CREATE TRIGGER event_exec_started AFTER INSERT ON execs
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, exec)
+            SELECT NEW.started_ms, 'exec.started', owner, id, name, NEW.id FROM sandboxes
+                WHERE id = NEW.sandbox; END;
+    CREATE TRIGGER event_exec_ended AFTER UPDATE ON execs
+        WHEN OLD.ending IS NULL AND NEW.ending IS NOT NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, exec, ending)
+            SELECT coalesce(NEW.ended_ms, NEW.started_ms), 'exec.ended', owner, id, name, NEW.id,
+                NEW.ending FROM sandboxes WHERE id = NEW.sandbox; END;
+    -- With its sandbox goes an exec without a word: the sandbox's own event says it.
+    CREATE TRIGGER event_exec_failed AFTER DELETE ON execs WHEN OLD.ending IS NULL
+        BEGIN INSERT INTO events (at_ms, kind, owner, sandbox, name, exec)
+            SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER), 'exec.failed', owner, id, name,
+                OLD.id FROM sandboxes WHERE id = OLD.sandbox; END;
+    CREATE TRIGGER event_key_created AFTER INSERT ON keys
+        BEGIN INSERT INTO events (at_ms, kind, owner, name, key)
+            VALUES (NEW.created_ms, 'key.created', NEW.principal, NEW.name, NEW.id); END;
+    CREATE TRIGGER event_key_revoked AFTER DELETE ON keys
+        BEGIN INSERT INTO events (at_ms, kind, owner, name, key)
+            VALUES (CAST(unixepoch('subsec') * 1000 AS INTEGER), 'key.revoked', OLD.principal,
+                OLD.name, OLD.id); END;
+",
 ];
 
 /// Brings a database to the present version, each step in a transaction of its own.

@@ -215,3 +215,65 @@ async fn a_damaged_database_is_named_copied_and_kept() {
         assert_eq!(copies, 1);
     }
 }
+
+#[tokio::test]
+async fn events_are_bounded_and_the_oldest_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let most = pinfold_types::api::DAEMON_EVENTS_KEPT_MAX;
+    let writer = rusqlite::Connection::open(directory.path().join(DATABASE_FILE)).unwrap();
+    let more = most + 7;
+    writer
+        .execute(
+            "WITH RECURSIVE numbers (n) AS \
+             (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1) \
+             INSERT INTO events (at_ms, kind, owner) SELECT n, 'key.created', 'uid:1' FROM numbers",
+            [i64::try_from(more).unwrap()],
+        )
+        .unwrap();
+    let filter = EventFilter {
+        limit: usize::MAX,
+        ..EventFilter::default()
+    };
+    let kept = store.events(filter).await.unwrap();
+    assert_eq!(kept.events.len() as u64, most);
+    assert_eq!((kept.first_kept, kept.next), (8, None));
+    assert_eq!(kept.events.last().unwrap().id, more);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_event_is_written_with_its_change_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let filter = || EventFilter {
+        limit: 10,
+        ..EventFilter::default()
+    };
+    let mut heard = store.last_event();
+    let broken: Result<(), StoreError> = store
+        .run(Durability::Daemon, "fail", |transaction| {
+            transaction.execute(
+                "INSERT INTO events (at_ms, kind, owner) VALUES (1, 'key.created', 'uid:1')",
+                [],
+            )?;
+            Err(rusqlite::Error::QueryReturnedNoRows)
+        })
+        .await;
+    assert!(broken.is_err());
+    assert!(!heard.has_changed().unwrap());
+    assert!(store.events(filter()).await.unwrap().events.is_empty());
+    store
+        .run(Durability::Daemon, "write", |transaction| {
+            transaction.execute(
+                "INSERT INTO events (at_ms, kind, owner) VALUES (1, 'key.created', 'uid:1')",
+                [],
+            )
+        })
+        .await
+        .unwrap();
+    assert!(heard.has_changed().unwrap());
+    assert_eq!(*heard.borrow_and_update(), 1);
+    assert_eq!(store.events(filter()).await.unwrap().events.len(), 1);
+    store.close().await;
+}

@@ -21,6 +21,7 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("GET", "/v1/version", READ),
     ("GET", "/v1/doctor", READ),
     ("GET", "/v1/report", READ),
+    ("GET", "/v1/events", READ),
     ("GET", "/v1/keys", READ),
     ("POST", "/v1/keys", CHANGE),
     ("DELETE", "/v1/keys/{key_id}", CHANGE),

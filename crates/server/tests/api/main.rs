@@ -11,6 +11,7 @@ mod connections;
 mod events;
 mod execs;
 mod files;
+mod happened;
 mod metrics;
 mod openapi;
 mod port;
