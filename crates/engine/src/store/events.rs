@@ -78,9 +78,9 @@ impl Bell {
             }
         };
         self.last.send_if_modified(|known| {
-            let changed = *known != last;
+            let newer = *known != last;
             *known = last;
-            changed
+            newer
         });
     }
 }
