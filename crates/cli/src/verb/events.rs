@@ -1,6 +1,7 @@
 //! `events`.
 
 use pinfold_types::api::{DaemonEvent, DaemonEventQuery};
+use pinfold_types::{ExecId, KeyId, SandboxId};
 
 use crate::arguments::EventsArguments;
 use crate::context::{Context, api_error};
@@ -65,10 +66,10 @@ fn line(event: &DaemonEvent) -> String {
             line.push_str(text);
         }
     };
-    let sandbox = event.sandbox_id.as_ref().map(|id| id.as_str());
+    let sandbox = event.sandbox_id.as_ref().map(SandboxId::as_str);
     add("", event.name.as_deref().or(sandbox));
-    add("exec=", event.exec_id.as_ref().map(|id| id.as_str()));
-    add("key=", event.key_id.as_ref().map(|id| id.as_str()));
+    add("exec=", event.exec_id.as_ref().map(ExecId::as_str));
+    add("key=", event.key_id.as_ref().map(KeyId::as_str));
     add("pool=", event.pool.as_deref());
     let ended = event
         .exit
