@@ -191,6 +191,8 @@ impl Config {
         default(environment::VOLUME_MODE, "emptydir");
         default(environment::CACHE_MODE, "emptydir");
         default(environment::ASYNC_DEFAULT, "false");
+        default(environment::EVENTS, "false");
+        default(environment::EVENTS_DIR, "/sbx-events");
         Ok(())
     }
 

@@ -87,8 +87,15 @@ pub(crate) fn spec(config: &Config) -> SandboxSpec {
             allowed_hosts: hosts(environment::ALLOWED_HOSTS),
             denied_hosts: hosts(environment::DENIED_HOSTS),
         },
+        events_dir: (config.text(environment::EVENTS) == Some("true")).then(|| events_dir(config)),
         ..SandboxSpec::default()
     }
+}
+
+/// Returns where programs drop events that may.
+pub(crate) fn events_dir(config: &Config) -> String {
+    let named = config.text(environment::EVENTS_DIR);
+    named.unwrap_or("/sbx-events").to_owned()
 }
 
 /// Returns whether new sandboxes keep a directory.

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use pinfold_engine::MountsAllowed;
-use pinfold_types::spec::{IsolationTier, parse_duration_ms};
+use pinfold_types::spec::{IsolationTier, check_events_dir, parse_duration_ms};
 use pinfold_types::{ByteSize, MilliCpu};
 
 /// What a setting's value must look like.
@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Variables,
     /// Hosts; a list, in one text with commas between.
     Hosts,
+    /// An absolute path inside a sandbox, to a directory of its own.
+    GuestDirectory,
 }
 
 impl Kind {
@@ -73,6 +75,7 @@ impl Kind {
                     .to_owned()
             }
             Self::Text => "text".to_owned(),
+            Self::GuestDirectory => "absolute path inside".to_owned(),
             Self::Variables => "mapping of names to values; in a variable as JSON".to_owned(),
             Self::Hosts => "list of host names, `*.` wildcards, addresses and blocks; in a \
                             variable with commas between, `none` for an empty one"
@@ -95,6 +98,9 @@ impl Kind {
             Self::Pools => crate::pools::check(text),
             Self::Variables => crate::defaults::parse_variables(text).map(drop),
             Self::Hosts => crate::defaults::parse_hosts(text).map(drop),
+            Self::GuestDirectory => {
+                check_events_dir(text).map_err(|reason| format!("`{text}` is not usable: {reason}"))
+            }
             Self::Switch if matches!(text, "true" | "false") => Ok(()),
             Self::Switch => Err(format!("`{text}` is neither `true` nor `false`")),
             Self::Size => done(text.parse::<ByteSize>()),
@@ -281,6 +287,11 @@ pub(crate) const CACHE_PATH: &str = "cache_path";
 pub(crate) const CACHE_SIZE: &str = "cache_size";
 /// Whether an exec is asynchronous that does not say.
 pub(crate) const ASYNC_DEFAULT: &str = "async_default";
+
+/// Whether programs may drop events.
+pub(crate) const EVENTS: &str = "events";
+/// Where they drop them.
+pub(crate) const EVENTS_DIR: &str = "events_dir";
 
 /// Pools of warm sandboxes.
 pub(crate) const POOLS: &str = "pools";
@@ -708,6 +719,23 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "`false`",
         meaning: "Whether `POST …/exec` answers at once with the exec's id when the request does not \
                   say.",
+    },
+    Setting {
+        key: EVENTS,
+        variable: "PINFOLD_EVENTS",
+        flag: "`run --events`",
+        kind: Kind::Switch,
+        default: "`false`",
+        meaning: "Give each new sandbox a directory, `events_dir`, whose files are events of its \
+                  stream.",
+    },
+    Setting {
+        key: EVENTS_DIR,
+        variable: "PINFOLD_EVENTS_DIR",
+        flag: "",
+        kind: Kind::GuestDirectory,
+        default: "`/sbx-events`",
+        meaning: "That directory inside.",
     },
     Setting {
         key: POOLS,

@@ -104,6 +104,10 @@ pub(crate) fn build(
                 .or_else(|| config?.duration_ms(environment::IDLE)),
             idle_action: options.idle_action,
         },
+        events_dir: options.events.then(|| {
+            let named = config.map(defaults::events_dir);
+            named.unwrap_or_else(|| "/sbx-events".to_owned())
+        }),
         ..SandboxSpec::default()
     };
     spec.check()

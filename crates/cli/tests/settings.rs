@@ -3,79 +3,14 @@
 #![cfg(test)]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Stdio};
 
+#[path = "world/serving.rs"]
+mod serving;
 #[path = "world/world.rs"]
 mod world;
 
-use world::{PATIENCE, Person, World, eventually};
-
-/// A daemon in the foreground that asks for no key.
-struct Serving {
-    child: Child,
-    address: String,
-}
-
-impl Serving {
-    fn begin(world: &World, config: &Path, variables: &[(&str, &str)]) -> Self {
-        let log = world.files().join("serve.log");
-        let child = world
-            .pinfold(["serve", "--dev", "--listen", "127.0.0.1:0", "--config"])
-            .arg(config)
-            .envs(variables.iter().copied())
-            .stderr(fs::File::create(&log).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut address = String::new();
-        eventually("the daemon to say where it listens", || {
-            let text = fs::read_to_string(&log).unwrap();
-            let found = text
-                .lines()
-                .find(|line| line.contains("serving at "))
-                .and_then(|line| line.split_once("http://"))
-                .map(|(_, address)| address.trim().to_owned());
-            address = found.unwrap_or_default();
-            !address.is_empty()
-        });
-        Self { child, address }
-    }
-
-    /// Sends a request; answers the status and the headers, and the body.
-    fn ask(&self, line: &str, body: &str) -> (String, serde_json::Value) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let request = format!(
-            "{line} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let body = serde_json::from_str(body).unwrap_or_default();
-        (head.to_ascii_lowercase(), body)
-    }
-
-    /// Sends a request whose status is known.
-    #[track_caller]
-    fn get(&self, line: &str, body: &str, status: u16) -> serde_json::Value {
-        let (head, body) = self.ask(line, body);
-        let wanted = format!("http/1.1 {status} ");
-        assert!(head.starts_with(&wanted), "{line}: {head}\n{body}");
-        body
-    }
-
-    fn end(mut self) {
-        world::signal(i32::try_from(self.child.id()).unwrap(), 15);
-        assert!(self.child.wait().unwrap().success());
-    }
-}
+use serving::Serving;
+use world::{Person, World};
 
 #[test]
 fn an_empty_request_is_what_the_settings_say() {

@@ -73,12 +73,6 @@ impl Defaults {
             .details(json!({ "field": "network.allowed_hosts" }))
             .hint("leave `allowed_hosts` out of the request and of the daemon's settings"));
         }
-        if spec.events_dir.is_some() {
-            return Err(EngineError::new(
-                ErrorCode::Unsupported,
-                "a sandbox cannot have a directory of events: this version reads none",
-            ));
-        }
         match &self.cache {
             Cache::Own => {}
             Cache::Volume(_) => {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::activity::{Activity, ExecLease, Lease};
 use crate::agent::Agent;
 use crate::error::EngineError;
+use crate::events::Events;
 use crate::exec::ExecCell;
 use crate::sandbox::{Binding, Taken};
 use crate::store::{Once, SandboxRow};
@@ -77,6 +79,8 @@ pub(crate) struct Live {
     pub(crate) gone: CancellationToken,
     /// Where execs start when nobody says where; asked of the agent once.
     pub(crate) workdir: Arc<OnceCell<String>>,
+    /// Whether somebody collects the events that its programs drop.
+    pub(crate) collected: Arc<AtomicBool>,
 }
 
 impl Live {
@@ -91,6 +95,7 @@ impl Live {
             image: Arc::new(image),
             gone: CancellationToken::new(),
             workdir: Arc::default(),
+            collected: Arc::default(),
         }
     }
 }
@@ -114,6 +119,8 @@ pub(crate) struct Entry {
     pub(crate) exec_dropped: Notify,
     /// The tasks that follow the execs.
     pub(crate) followers: TaskTracker,
+    /// What its programs drop; opened when it is first read or written.
+    pub(crate) events: OnceCell<Arc<Events>>,
     /// Ends those tasks where they stand.
     pub(crate) halt: CancellationToken,
     /// Somebody wants it gone, so making it is in vain.
@@ -139,6 +146,7 @@ impl Entry {
             execs: Mutex::default(),
             exec_dropped: Notify::new(),
             followers: TaskTracker::new(),
+            events: OnceCell::new(),
             halt: closing.child_token(),
             unwanted: CancellationToken::new(),
         };

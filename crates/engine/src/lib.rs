@@ -22,6 +22,7 @@ mod defaults;
 mod engine;
 mod entry;
 mod error;
+mod events;
 mod exec;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

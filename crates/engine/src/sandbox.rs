@@ -8,6 +8,7 @@ mod update;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -21,6 +22,7 @@ use crate::activity::Lease;
 use crate::core::Core;
 use crate::entry::{Entry, Live, Message, Reply, View};
 use crate::error::{EngineError, chain};
+use crate::events::Collector;
 use crate::exec::remove_tree;
 use crate::meters::Step;
 use crate::store::SandboxRow;
@@ -89,6 +91,7 @@ impl Keeper {
     }
 
     async fn run(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        self.collect_events();
         if self.row.state == SandboxState::Starting {
             self.finish_start().await;
         }
@@ -222,6 +225,27 @@ impl Keeper {
             row: Arc::new(self.row.clone()),
             live: self.live.clone(),
         });
+        self.collect_events();
+    }
+
+    /// Has the events collected that programs of a running sandbox drop, if it has any.
+    fn collect_events(&self) {
+        let (Some(live), Some(dir)) = (&self.live, &self.row.spec.events_dir) else {
+            return;
+        };
+        let runs = self.row.state == SandboxState::Running;
+        if runs
+            && !self.row.provenance.is_waiting()
+            && !live.collected.swap(true, Ordering::Relaxed)
+        {
+            Collector {
+                core: Arc::clone(&self.core),
+                entry: Arc::clone(&self.entry),
+                live: live.clone(),
+                dir: dir.clone(),
+            }
+            .spawn();
+        }
     }
 
     async fn hand_out(&mut self) -> Result<(Live, Lease), EngineError> {
@@ -327,6 +351,7 @@ impl Keeper {
 
     /// Waits a bounded time until what finished execs wrote is on the disk.
     async fn drain(&self, live: &Live) {
+        self.entry.collect_last_events().await;
         let drained = async {
             let Ok(execs) = live.agent.list().await else {
                 return;
@@ -410,6 +435,9 @@ impl Keeper {
     /// Removes everything of the sandbox, and its row last.
     async fn remove(&mut self, keep_persist: bool) -> Result<Option<PathBuf>, EngineError> {
         self.row.keep_persist |= keep_persist;
+        if self.row.state == SandboxState::Running {
+            self.entry.collect_last_events().await;
+        }
         // A full disk must not keep anybody from making room.
         let reason = self.goes_because.take();
         self.enter_anyway(SandboxState::Removing, reason).await;
@@ -441,6 +469,7 @@ impl Keeper {
         for cell in self.entry.live_execs() {
             cell.journal.mark_removed();
         }
+        self.entry.end_events();
     }
 }
 

@@ -55,7 +55,7 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
     tag = "execs",
     operation_id = "streamEvents",
     params(
-        ("exec_id" = ExecId, Query, description = "The exec"),
+        ("exec_id" = Option<String>, Query, description = "The exec; `events`, or nothing, for what programs drop in the sandbox's directory of events"),
         ("from_seq" = Option<u64>, Query, description = "Where to begin; the first event has number 1"),
         ("follow" = Option<bool>, Query, description = "Go on with what comes later; true when absent")
     ),
@@ -108,7 +108,9 @@ async fn server_sent(stream: Stream) -> Result<Response, ApiError> {
     } = stream;
     let engine = &api.engine;
     let sandbox = engine.get(&asked.caller, &target).await?;
-    if let Some(seen) = beyond {
+    if let Some(seen) = beyond
+        && !exec_id.is_events()
+    {
         let exec = engine.exec_get(&asked.caller, &target, &exec_id).await?;
         if exec.exit.is_some() && seen >= exec.last_seq {
             return Ok(sse::nothing_more());
@@ -147,6 +149,10 @@ pub(crate) async fn attach(
 ) -> Result<Response, ApiError> {
     let upgrade = upgraded(upgrade)?;
     let stream = Stream::open(api, asked, target, (query.as_deref(), None)).await?;
+    if stream.exec_id.is_events() {
+        return Err(ApiError::invalid("events of a sandbox have no terminal")
+            .hint("name an exec with `exec_id`, or read events with `stream`"));
+    }
     Ok(accept(upgrade, stream, Form::Frames))
 }
 
@@ -245,10 +251,11 @@ impl Stream {
         (query, beyond): (Option<&str>, Option<u64>),
     ) -> Result<Self, ApiError> {
         let query = Query::read(query, &["exec_id", "from_seq", "follow"], &[])?;
-        query.required("exec_id")?;
-        let exec_id: ExecId = query
-            .parsed("exec_id")?
-            .ok_or_else(|| ApiError::invalid("the query lacks `exec_id`"))?;
+        let exec_id = match query.parsed::<String>("exec_id")? {
+            None => ExecId::events(),
+            Some(text) => ExecId::of_stream(&text)
+                .map_err(|error| ApiError::invalid("`exec_id` is not usable").caused_by(error))?,
+        };
         let named = query.parsed("from_seq")?.unwrap_or(0);
         let from_seq = beyond.map_or(named, |seen| seen.saturating_add(1));
         let follow = query.flag("follow")?.unwrap_or(true);

@@ -54,6 +54,9 @@ pub(crate) struct SandboxOptions {
     /// Keep a directory at /persist that outlives stop and start
     #[arg(long)]
     pub(crate) persist: bool,
+    /// Make files in a directory inside, /sbx-events, events of the sandbox's stream
+    #[arg(long)]
+    pub(crate) events: bool,
     /// Attach a label of your own
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub(crate) label: Vec<(String, String)>,

@@ -211,10 +211,12 @@ impl Engine {
         let (journal, live) = self.journal_of(&entry, exec_id).await?;
         // Nothing is added to a journal that an ended exec left.
         let follow = follow && live;
+        // Events come from a sandbox that is used; waiting for some is no use of it.
+        let used = follow && !exec_id.is_events();
         let reading = Reading {
             from_seq,
             follow,
-            lease: if follow {
+            lease: if used {
                 Some(self.wake(&entry).await)
             } else {
                 None
@@ -322,7 +324,14 @@ impl Engine {
     }
 
     /// Returns an exec's journal and whether the exec still runs.
-    async fn journal_of(&self, entry: &Entry, exec_id: &ExecId) -> Result<(Arc<Journal>, bool)> {
+    async fn journal_of(
+        &self,
+        entry: &Arc<Entry>,
+        exec_id: &ExecId,
+    ) -> Result<(Arc<Journal>, bool)> {
+        if exec_id.is_events() {
+            return Ok((entry.events_to_read(&self.core).await?, true));
+        }
         if let Some(cell) = entry.exec(exec_id) {
             return Ok((Arc::clone(&cell.journal), true));
         }
