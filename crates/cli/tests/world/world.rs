@@ -101,18 +101,23 @@ impl Said {
     }
 }
 
+/// Where everybody can execute what is there, and how the copies in it are named.
+const TESTED_IN: &str = "/var/tmp";
+const TESTED: &str = "pinfold-tested-";
+
 /// The product as everybody can execute it: the build directory may be root's alone.
 fn product() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_pinfold"));
         let stamp = fs::metadata(built).unwrap();
-        let name = format!("pinfold-tested-{}-{}", stamp.size(), stamp.mtime());
-        let directory = Path::new("/var/tmp").join(name);
+        let name = format!("{TESTED}{}-{}", stamp.size(), stamp.mtime());
+        let directory = Path::new(TESTED_IN).join(name);
         let copy = directory.join("pinfold");
         if copy.exists() {
             return copy;
         }
+        remove_old_copies();
         fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let partial = directory.join(format!("partial-{}", std::process::id()));
@@ -121,6 +126,21 @@ fn product() -> &'static Path {
         fs::rename(&partial, &copy).unwrap();
         copy
     })
+}
+
+/// Removes what earlier builds left: each is large. Tests of another build may run right now, so
+/// young ones stay.
+fn remove_old_copies() {
+    const OLD: Duration = Duration::from_hours(1);
+    for entry in fs::read_dir(TESTED_IN).unwrap().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(TESTED);
+        let made = entry.metadata().and_then(|file| file.modified());
+        let age = made.ok().and_then(|made| made.elapsed().ok());
+        if ours && age.is_some_and(|age| age > OLD) {
+            // Other tests do the same at the same time.
+            let _removed_by_another = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Directory of what `cargo xtask fixtures` made.
