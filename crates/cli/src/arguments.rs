@@ -1,5 +1,6 @@
 //! What can be typed: every verb with its options.
 
+mod audit;
 mod events;
 mod host;
 mod key;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pinfold_types::{ExecId, SandboxName, SandboxState};
 
+pub(crate) use audit::{AuditListArguments, AuditVerb, AuditVerifyArguments};
 pub(crate) use events::EventsArguments;
 pub(crate) use host::HostOptions;
 pub(crate) use key::{KeyCreateArguments, KeyRevokeArguments, KeyVerb};
@@ -145,6 +147,9 @@ pub(crate) enum Verb {
     /// Make, list and revoke API keys for the daemon's port
     #[command(subcommand)]
     Key(KeyVerb),
+    /// Check or print the audit log of a daemon of this machine
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Show or explain the configuration
     #[command(subcommand)]
     Config(ConfigVerb),

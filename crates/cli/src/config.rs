@@ -179,6 +179,7 @@ impl Config {
         default(environment::START_TIMEOUT, "30s");
         default(environment::LOG, "info");
         default(environment::LOG_FORMAT, "text");
+        default(environment::LOG_FILE_SIZE, "16m");
         default(environment::JOURNAL_SIZE, "64m");
         default(environment::MOUNTS_ALLOWED, "own");
         default(environment::ALLOW_PLAIN_TCP, "false");

@@ -13,13 +13,14 @@ use pinfold_driver::Driver;
 use pinfold_driver_native::{NativeConfig, NativeDriver};
 use pinfold_engine::{Caller, ConfiguredPool, Engine, EngineConfig};
 use pinfold_linux::weaken::{Defence, is_off};
-use pinfold_server::Listeners;
+use pinfold_server::{AuditEntry, AuditLog, Listeners, REQUEST_SPAN};
 use pinfold_types::api::DoctorReport;
 use pinfold_types::{ByteSize, Role};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -32,9 +33,11 @@ use crate::defaults;
 use crate::environment;
 use crate::error::CliError;
 use crate::listen::listen;
+use crate::log_file::LogFile;
 use crate::pools;
 use crate::port;
 use crate::printer::Printer;
+use crate::verb::AUDIT;
 
 /// Permission bits that files of ours never have: images and disks need the others.
 const UMASK: u32 = 0o022;
@@ -134,7 +137,7 @@ fn start(
     ready: impl FnOnce(Option<String>),
 ) -> Result<u8, CliError> {
     allocator::settle();
-    log_to_standard_error(config);
+    begin_log(config)?;
     // Nothing is taken from the environment's chance: paths are absolute, and new files plain.
     let _before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let state = config.state_dir();
@@ -224,7 +227,9 @@ async fn run(
     settings.defaults = defaults::all(config);
     settings.capacity = defaults::capacity(config);
     settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
-    let options = port::options(config);
+    let mut options = port::options(config);
+    let audit = audit_log(config)?;
+    options.audit = Some(audit.clone());
     if is_off(Defence::JournalBounds) {
         settings.journal_bytes_max = u64::MAX;
     }
@@ -252,6 +257,9 @@ async fn run(
         heard(SignalKind::user_defined1())?,
     ));
     let (tcp, url) = plan.map(port::Plan::open).transpose()?.unzip();
+    let version = format!("version {}", env!("CARGO_PKG_VERSION"));
+    let began = AuditEntry::of_daemon("daemon.started", Some(version));
+    audit.record(began).await;
     ready(url);
     let listeners = Listeners {
         unix: listener,
@@ -260,7 +268,19 @@ async fn run(
     pinfold_server::serve(engine.clone(), listeners, options, stop).await;
     drop(listening);
     engine.shut_down().await;
+    audit
+        .record(AuditEntry::of_daemon("daemon.ended", None))
+        .await;
+    audit.close().await;
     Ok(())
+}
+
+fn audit_log(config: &Config) -> Result<AuditLog, CliError> {
+    AuditLog::open(&config.state_dir().join(AUDIT)).map_err(|error| {
+        CliError::new("failed to open the audit log")
+            .caused_by(&error)
+            .hint("mend what the cause says; the log's files are plain text")
+    })
 }
 
 /// Writes to the log what this process holds, as often as it is asked by a signal.
@@ -292,11 +312,22 @@ fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
     signal(kind).map_err(|error| CliError::new("failed to hear signals").caused_by(&error))
 }
 
-fn log_to_standard_error(config: &Config) {
+/// Begins to log, to standard error or to the file of the configuration.
+fn begin_log(config: &Config) -> Result<(), CliError> {
     let filter: Targets = config.parsed(environment::LOG).unwrap_or_default();
+    // Whatever is logged says which request it is a part of.
+    let filter = filter.with_target(REQUEST_SPAN, LevelFilter::ERROR);
     let registry = tracing_subscriber::registry().with(filter);
+    let writer = match config.text(environment::LOG_FILE) {
+        None => BoxMakeWriter::new(std::io::stderr),
+        Some(path) => {
+            let size = config.parsed::<ByteSize>(environment::LOG_FILE_SIZE);
+            let file = LogFile::open(Path::new(path), size.map(|size| size.0))?;
+            BoxMakeWriter::new(std::sync::Mutex::new(file))
+        }
+    };
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(false);
     // The first logger stays; there is no second in this process.
     let _set_before = if config.text(environment::LOG_FORMAT) == Some("json") {
@@ -304,6 +335,7 @@ fn log_to_standard_error(config: &Config) {
     } else {
         registry.with(layer).try_init()
     };
+    Ok(())
 }
 
 /// Looks at the host without a daemon, where none can start.

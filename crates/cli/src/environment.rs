@@ -212,6 +212,10 @@ pub(crate) const CGROUP: &str = "cgroup";
 pub(crate) const LOG: &str = "log";
 /// How the daemon logs.
 pub(crate) const LOG_FORMAT: &str = "log_format";
+/// Where the daemon logs.
+pub(crate) const LOG_FILE: &str = "log_file";
+/// Most bytes of one file of the log.
+pub(crate) const LOG_FILE_SIZE: &str = "log_file_size";
 /// Most bytes of one exec's journal.
 pub(crate) const JOURNAL_SIZE: &str = "journal_size";
 /// Which host paths callers may show in sandboxes.
@@ -408,6 +412,23 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Word(&["text", "json"]),
         default: "`text`",
         meaning: "How the daemon writes its log.",
+    },
+    Setting {
+        key: LOG_FILE,
+        variable: "PINFOLD_LOG_FILE",
+        flag: "",
+        kind: Kind::Path,
+        default: "standard error; `daemon.log` in the state directory of a daemon that was started by \
+                  itself",
+        meaning: "File that the daemon logs to; it and four older ones beside it are kept.",
+    },
+    Setting {
+        key: LOG_FILE_SIZE,
+        variable: "PINFOLD_LOG_FILE_SIZE",
+        flag: "",
+        kind: Kind::Size,
+        default: "`16m`",
+        meaning: "Most bytes of `log_file`; then it becomes `log_file.1` and a new one is begun.",
     },
     Setting {
         key: JOURNAL_SIZE,

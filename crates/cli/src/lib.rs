@@ -18,6 +18,7 @@ mod error;
 pub mod fuzzing;
 mod handoff;
 mod listen;
+mod log_file;
 #[cfg(test)]
 mod migrating;
 mod output;

@@ -1,6 +1,7 @@
 //! What each verb does, as a client of the public API.
 
 mod attack;
+mod audit;
 mod config;
 mod copy;
 mod create;
@@ -14,6 +15,8 @@ mod pool;
 mod run;
 mod show;
 mod update;
+
+pub(crate) use audit::AUDIT;
 
 use crate::arguments::Verb;
 use crate::autostart;
@@ -29,6 +32,7 @@ use crate::printer::Printer;
 /// Returns what failed, to be told.
 pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Result<u8, CliError> {
     match &verb {
+        Verb::Audit(verb) => return audit::audit(verb, &config, printer),
         Verb::Config(arguments) => return config::config(arguments, &config, printer),
         Verb::Completion(arguments) => return config::completion(arguments, printer),
         Verb::Doctor(arguments) if !arguments.attack => {
@@ -66,7 +70,7 @@ pub(crate) async fn perform(verb: Verb, config: Config, printer: Printer) -> Res
         Verb::Cp(arguments) => copy::copy(&context, &arguments).await,
         Verb::Key(verb) => key::key(&context, &verb).await,
         Verb::Doctor(arguments) => attack::attack(&context, &arguments).await,
-        Verb::Serve(_) | Verb::Config(_) | Verb::Completion(_) => {
+        Verb::Serve(_) | Verb::Audit(_) | Verb::Config(_) | Verb::Completion(_) => {
             Err(CliError::new("the verb needs no daemon").exit(exit_code::FAILURE))
         }
     }

@@ -46,11 +46,17 @@ fn serve(world: &World, variables: &[(&str, &str)]) -> Serving {
 impl Serving {
     /// Sends a request and answers what came back.
     fn ask(&self, line: &str, headers: &str) -> String {
+        self.ask_with(line, headers, "")
+    }
+
+    /// The same with a body, whose length the headers say.
+    fn ask_with(&self, line: &str, headers: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let address = &self.address;
-        let request =
-            format!("{line} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n");
+        let request = format!(
+            "{line} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -193,5 +199,111 @@ fn events_tell_of_pools_claims_and_deadlines() {
         .unwrap();
     follower.kill().unwrap();
     follower.wait().unwrap();
+    serving.end();
+}
+
+#[test]
+fn the_audit_log_shows_what_was_done_and_what_was_tampered_with() {
+    for person in [Person::Root, Person::Plain] {
+        let world = World::new(person);
+        let serving = serve(&world, &[]);
+        world.create(&["--name", "seen"]);
+        world.run(["exec", "seen", "--", "true"]).ok();
+        let listed = world.run(["audit", "list"]).ok();
+        assert!(listed.contains("daemon.started"), "{listed}");
+        assert!(listed.contains("POST /v1/sandboxes  "), "{listed}");
+        let found = world.json(["audit", "verify"]);
+        assert_eq!(found["whole"], true, "{found}");
+        let head = found["head"].as_str().unwrap().to_owned();
+        // A daemon that is killed goes on with the chain.
+        let pid = i32::try_from(serving.child.id()).unwrap();
+        world::signal(pid, 9);
+        let mut serving = serving;
+        serving.child.wait().unwrap();
+        let serving = self::serve(&world, &[]);
+        world.run(["rm", "seen"]).ok();
+        serving.end();
+        let found = world.json(["audit", "verify", "--expect", &head]);
+        assert_eq!(found["whole"], true, "{found}");
+        assert!(found["beyond_expected"].as_u64() >= Some(3), "{found}");
+        // Everybody but the daemon's user is kept out.
+        let directory = world.state().join("audit");
+        let file = fs::read_dir(&directory)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&file).unwrap());
+        assert_eq!(mode & 0o077, 0);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(
+            &file,
+            text.replacen("POST /v1/sandboxes\"", "POST /v1/pools\"", 1),
+        )
+        .unwrap();
+        let told = world.run(["audit", "verify"]);
+        assert!(told.stdout.contains("was changed"), "{}", told.stdout);
+        told.fails(1);
+    }
+}
+
+#[test]
+fn the_log_file_is_bounded_and_says_which_request_a_line_is_of() {
+    let world = World::new(Person::Root);
+    let log = world.files().join("log/pinfold.log");
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    let serving = serve(
+        &world,
+        &[
+            ("PINFOLD_LOG_FILE", log.to_str().unwrap()),
+            ("PINFOLD_LOG_FILE_SIZE", "64k"),
+            ("PINFOLD_LOG_FORMAT", "json"),
+            ("PINFOLD_LOG", "debug"),
+        ],
+    );
+    let made = world.run(["key", "create", "ci"]).ok();
+    let bearer = format!("authorization: Bearer {}\r\n", made.trim());
+    let ask = |id: &str| {
+        let headers = format!("{bearer}x-request-id: {id}\r\ncontent-length: 2\r\n");
+        serving.ask_with("POST /v1/sandboxes", &headers, "{}")
+    };
+    // No such image: the engine, and not only the server, has something to say.
+    let answer = serving.ask_with(
+        "POST /v1/sandboxes",
+        &format!("{bearer}x-request-id: ticket-0815\r\ncontent-length: 34\r\n"),
+        "{\"spec\":{\"image\":\"no-such-image\"  }}",
+    );
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    assert!(ask("ticket-4711").starts_with("HTTP/1.1 201"));
+    let lines = || -> Vec<Value> {
+        let text = fs::read_to_string(&log).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let of = |id: &str| -> Vec<Value> {
+        let mut lines = lines();
+        lines.retain(|line| {
+            let spans = line["spans"].as_array().cloned().unwrap_or_default();
+            spans.iter().any(|span| span["request_id"] == id)
+        });
+        lines
+    };
+    eventually("the request's own line", || !of("ticket-4711").is_empty());
+    // Its step was done by the sandbox's own task, in another crate.
+    let told = of("ticket-0815");
+    assert!(
+        told.iter()
+            .any(|line| line["target"] != "pinfold_server::router"),
+        "{told:#?}"
+    );
+    eventually("a second file", || {
+        serving.ask_with("GET /v1/version", &bearer, "");
+        log.with_extension("log.1").exists()
+    });
+    for entry in fs::read_dir(log.parent().unwrap()).unwrap() {
+        assert!(entry.unwrap().metadata().unwrap().len() <= 64 << 10);
+    }
     serving.end();
 }

@@ -69,6 +69,13 @@ pub(crate) enum Message {
     },
 }
 
+/// A message, and the span of whoever sent it: what is done for a request is logged as a part of it.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) message: Message,
+    pub(crate) span: tracing::Span,
+}
+
 /// A running instance and how to reach its agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
@@ -111,7 +118,7 @@ pub(crate) struct View {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
-    mailbox: mpsc::Sender<Message>,
+    mailbox: mpsc::Sender<Letter>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) activity: Arc<Activity>,
     execs: Mutex<HashMap<ExecId, (Arc<ExecCell>, ExecLease)>>,
@@ -133,7 +140,7 @@ impl Entry {
         live: Option<Live>,
         activity: Arc<Activity>,
         closing: &CancellationToken,
-    ) -> (Arc<Self>, mpsc::Receiver<Message>) {
+    ) -> (Arc<Self>, mpsc::Receiver<Letter>) {
         let (mailbox, messages) = mpsc::channel(MAILBOX_MAX);
         let entry = Self {
             id: row.id.clone(),
@@ -183,7 +190,10 @@ impl Entry {
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
         self.mailbox
-            .try_send(message(reply))
+            .try_send(Letter {
+                message: message(reply),
+                span: tracing::Span::current(),
+            })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => EngineError::new(
                     ErrorCode::LimitExceeded,

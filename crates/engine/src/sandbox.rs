@@ -17,10 +17,11 @@ use pinfold_types::api::Sandbox;
 use pinfold_types::{ErrorCode, SandboxState, crash_point};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::activity::Lease;
 use crate::core::Core;
-use crate::entry::{Entry, Live, Message, Reply, View};
+use crate::entry::{Entry, Letter, Live, Message, Reply, View};
 use crate::error::{EngineError, chain};
 use crate::events::Collector;
 use crate::exec::remove_tree;
@@ -55,13 +56,13 @@ pub(crate) struct Keeper {
 }
 
 /// Starts a sandbox's task and keeps it: a panic in it fails that sandbox and nothing else.
-pub(crate) fn spawn(core: &Arc<Core>, entry: &Arc<Entry>, messages: mpsc::Receiver<Message>) {
+pub(crate) fn spawn(core: &Arc<Core>, entry: &Arc<Entry>, messages: mpsc::Receiver<Letter>) {
     let (core, entry) = (Arc::clone(core), Arc::clone(entry));
     let tasks = core.tasks.clone();
     tasks.spawn(supervise(core, entry, messages));
 }
 
-async fn supervise(core: Arc<Core>, entry: Arc<Entry>, mut messages: mpsc::Receiver<Message>) {
+async fn supervise(core: Arc<Core>, entry: Arc<Entry>, mut messages: mpsc::Receiver<Letter>) {
     let mut keeper = Keeper::new(&core, &entry);
     loop {
         let run = AssertUnwindSafe(keeper.run(&mut messages)).catch_unwind();
@@ -90,7 +91,7 @@ impl Keeper {
         }
     }
 
-    async fn run(&mut self, messages: &mut mpsc::Receiver<Message>) {
+    async fn run(&mut self, messages: &mut mpsc::Receiver<Letter>) {
         self.collect_events();
         if self.row.state == SandboxState::Starting {
             self.finish_start().await;
@@ -102,8 +103,10 @@ impl Keeper {
                 biased;
                 () = core.closing.cancelled() => return,
                 reason = ended(live.as_ref()) => self.on_end(reason).await,
-                message = messages.recv() => match message {
-                    Some(message) => self.on_message(message).await,
+                letter = messages.recv() => match letter {
+                    Some(Letter { message, span }) => {
+                        self.on_message(message).instrument(span).await;
+                    }
                     None => return,
                 },
                 () = deadline::reached(due) => self.on_due(due).await,

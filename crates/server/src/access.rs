@@ -53,10 +53,11 @@ pub(crate) fn admit(api: &Api, request: &mut Request) -> Result<Caller, ApiError
             caller
         }
     };
+    // Also whoever may not do this is somebody.
+    request.extensions_mut().insert(caller.clone());
     if let Some(path) = request.extensions().get::<MatchedPath>() {
         roles::check(request.method(), path.as_str(), caller.role)?;
     }
-    request.extensions_mut().insert(caller.clone());
     Ok(caller)
 }
 

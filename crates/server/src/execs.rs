@@ -86,7 +86,9 @@ pub(crate) async fn start(
     Target(target): Target,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<(StatusCode, Json<Exec>), ApiError> {
+    let note = asked.note.clone();
     let exec = begin(&api, asked, target, request).await?;
+    note.made(exec.exec_id.as_str());
     Ok((StatusCode::CREATED, Json(exec)))
 }
 

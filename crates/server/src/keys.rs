@@ -27,10 +27,11 @@ pub(crate) async fn create(
     asked: Asked,
     JsonBody(request): JsonBody<CreateKeyRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let engine = api.engine.clone();
+    let (engine, note) = (api.engine.clone(), asked.note.clone());
     let created = api
         .complete(async move { engine.key_create(&asked.caller, request).await })
         .await?;
+    note.made(created.key.id.as_str());
     // What stands in between must not keep the one answer that holds the secret.
     Ok((
         StatusCode::CREATED,

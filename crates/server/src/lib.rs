@@ -8,6 +8,7 @@
 //! has bound. What every request passes is in `access`.
 
 mod access;
+mod audit;
 mod body;
 mod connection;
 mod docs_page;
@@ -32,9 +33,14 @@ mod sse;
 mod stream;
 mod tls;
 
+pub use audit::{
+    AuditError, AuditLog, Entry as AuditEntry, Line as AuditLine, Problem as AuditProblem,
+    Verified, lines as audit_lines, verify as verify_audit,
+};
 pub use connection::serve;
 pub use listeners::{DoorError, Listeners, TcpDoor};
 pub use meters::metrics_page;
 pub use openapi::openapi_document;
 pub use options::ServerOptions;
+pub use router::REQUEST_SPAN;
 pub use tls::{Tls, TlsError};

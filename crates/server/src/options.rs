@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::audit::AuditLog;
+
 /// Default for [`ServerOptions::drain_max`]: requests take milliseconds, and whoever stops the
 /// daemon by hand should not wait long for a stream that nobody reads.
 const DRAIN_MAX_DEFAULT: Duration = Duration::from_secs(5);
@@ -38,7 +40,7 @@ const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
 const SILENCE_MAX_DEFAULT: Duration = Duration::from_mins(10);
 
 /// What a server is started with, and its limits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// The state directory, as `GET /v1/version` tells it.
     pub state_dir: PathBuf,
@@ -47,6 +49,8 @@ pub struct ServerOptions {
     pub own_uid: u32,
     /// Main group of the daemon.
     pub own_gid: u32,
+    /// Where it is written who changed what; nowhere when absent.
+    pub audit: Option<AuditLog>,
     /// Origins whose web pages may ask at the port; none by default.
     pub cors_origins: Vec<String>,
     /// Whether programs of this machine may read `GET /metrics` at the port without a key.
@@ -81,6 +85,7 @@ impl ServerOptions {
             state_dir: state_dir.into(),
             own_uid: rustix::process::geteuid().as_raw(),
             own_gid: rustix::process::getegid().as_raw(),
+            audit: None,
             cors_origins: Vec::new(),
             metrics_open: false,
             tcp_connections_max: TCP_CONNECTIONS_MAX_DEFAULT,

@@ -206,8 +206,9 @@ pub(crate) async fn claim(
     asked: Asked,
     JsonBody(request): JsonBody<ClaimRequest>,
 ) -> Result<(StatusCode, Json<Claim>), ApiError> {
-    let engine = api.engine.clone();
+    let (engine, note) = (api.engine.clone(), asked.note.clone());
     let claimed = async move { engine.claim(&asked.caller, request).await };
     let claim = api.complete(claimed).await?;
+    note.made(claim.sandbox.id.as_str());
     Ok((StatusCode::CREATED, Json(claim)))
 }

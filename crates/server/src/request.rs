@@ -11,6 +11,7 @@ use pinfold_types::weaken::{Defence, is_off};
 use pinfold_types::{ErrorCode, ExecId, KeyId, SandboxName};
 use serde::de::DeserializeOwned;
 
+use crate::audit::Note;
 use crate::body;
 use crate::error::ApiError;
 use crate::router::Api;
@@ -26,6 +27,8 @@ const JSON_BYTES_WEAKENED: usize = 1 << 30;
 pub(crate) struct Asked {
     pub(crate) caller: Caller,
     pub(crate) request_id: RequestId,
+    /// What is written of it.
+    pub(crate) note: Note,
 }
 
 impl FromRequestParts<Api> for Asked {
@@ -38,6 +41,7 @@ impl FromRequestParts<Api> for Asked {
         Ok(Self {
             caller: caller.clone(),
             request_id: request_id.clone(),
+            note: parts.extensions.get::<Note>().cloned().unwrap_or_default(),
         })
     }
 }

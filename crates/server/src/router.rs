@@ -8,14 +8,16 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use pinfold_engine::Engine;
+use pinfold_engine::{Caller, Engine};
 use pinfold_types::ErrorCode;
 use pinfold_types::id::RequestId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::{Asking, Note};
 use crate::body;
 use crate::error::{self, ApiError};
 use crate::meters::Meters;
@@ -26,7 +28,10 @@ use crate::{
     access, docs_page, events, execs, files, fleet, keys, meters, openapi, pools, sandboxes, stream,
 };
 
-/// Name of the header that tells an answer's request id.
+/// Name of the span around each request, for filters of log lines.
+pub const REQUEST_SPAN: &str = "pinfold::request";
+
+/// Name of the header that tells an answer's request id, and that a caller may bring one in.
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
 
 /// What handlers share.
@@ -64,7 +69,7 @@ impl Api {
         T: Send + 'static,
         E: Into<ApiError> + Send + 'static,
     {
-        match self.tasks.spawn(work).await {
+        match self.tasks.spawn(work.in_current_span()).await {
             Ok(result) => result.map_err(Into::into),
             Err(error) => {
                 Err(ApiError::new(ErrorCode::Internal, "a request's task died").caused_by(error))
@@ -153,9 +158,31 @@ pub(crate) fn described() -> OpenApiRouter<Api> {
 }
 
 /// Gives a request its id, asks the gate, finishes errors, and writes the log.
-async fn each_request(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+async fn each_request(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let request_id = brought_id(&request).unwrap_or_else(RequestId::new);
+    // An error's level, so that no filter of lines takes the id from those that are left.
+    let span = tracing::error_span!(target: REQUEST_SPAN, "request", %request_id);
+    one_request(api, request, next, request_id)
+        .instrument(span)
+        .await
+}
+
+/// Returns the id that a caller brings, when it is one that can stand in any line.
+fn brought_id(request: &Request) -> Option<RequestId> {
+    let mut brought = request.headers().get_all(REQUEST_ID_HEADER).iter();
+    let (Some(id), None) = (brought.next(), brought.next()) else {
+        return None;
+    };
+    id.to_str().ok()?.parse().ok()
+}
+
+async fn one_request(
+    api: Api,
+    mut request: Request,
+    next: Next,
+    request_id: RequestId,
+) -> Response {
     let in_flight = api.meters.request();
-    let request_id = RequestId::new();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let matched = request.extensions().get::<MatchedPath>();
@@ -163,17 +190,31 @@ async fn each_request(State(api): State<Api>, mut request: Request, next: Next) 
     let peer = request.extensions().get::<Peer>().cloned();
     let origin = access::origin(request.headers());
     request.extensions_mut().insert(request_id.clone());
-    let admitted = access::admit(&api, &mut request);
-    let caller = admitted.as_ref().ok().cloned();
+    let asking = Asking {
+        method: &method,
+        route,
+        path: &path,
+        request_id: &request_id,
+        peer: peer.as_ref(),
+    };
+    let note = Note::begin(api.options.audit.as_ref(), &asking);
+    request.extensions_mut().insert(note.clone());
+    let admitted = access::admit(&api, &mut request).and_then(|_| note.check(&asking));
+    let caller = request.extensions().get::<Caller>().cloned();
+    if let Some(caller) = &caller {
+        note.of(caller);
+    }
     let response = match (access::preflight(&api, &request), admitted) {
         (Some(answer), _) => answer,
         (None, Err(error)) => error.into_response(),
-        (None, Ok(_)) => match unknown_query(&mut request).await {
+        (None, Ok(())) => match unknown_query(&mut request).await {
             Some(error) => error.into_response(),
             None => next.run(request).await,
         },
     };
+    let code = response.extensions().get::<ApiError>().map(ApiError::code);
     let mut response = error::finish(response, &request_id);
+    note.answered(response.status(), code).await;
     access::allow_origin(&api, origin.as_deref(), &mut response);
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);

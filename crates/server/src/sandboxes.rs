@@ -21,6 +21,7 @@ use pinfold_types::{SandboxId, SandboxState, spec};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Interval;
+use tracing::Instrument as _;
 
 use crate::error::ApiError;
 use crate::query::Query;
@@ -82,10 +83,11 @@ pub(crate) async fn create(
     if wants_lines {
         return Ok(create_in_lines(api, asked, wanted));
     }
-    let engine = api.engine.clone();
+    let (engine, note) = (api.engine.clone(), asked.note.clone());
     let outcome = api
         .complete(async move { wanted.make(&engine, &asked.caller, None).await })
         .await?;
+    note.made(outcome.sandbox.id.as_str());
     let mut response = (StatusCode::CREATED, Json(outcome.sandbox)).into_response();
     if outcome.replayed {
         let value = HeaderValue::from_static("true");
@@ -138,16 +140,26 @@ impl Wanted {
 
 fn create_in_lines(api: Api, asked: Asked, wanted: Wanted) -> Response {
     let (sender, receiver) = mpsc::channel(PROGRESS_LINES_MAX);
-    let work = tokio::spawn(async move {
+    let note = asked.note.clone();
+    note.defer();
+    let creation = async move {
         let engine = api.engine.clone();
         let created = api
             .complete(async move { wanted.make(&engine, &asked.caller, Some(sender)).await })
             .await;
         match created {
-            Ok(outcome) => CreateLine::Sandbox(Box::new(outcome.sandbox)),
-            Err(error) => CreateLine::Error(Box::new(error.detail(&asked.request_id))),
+            Ok(outcome) => {
+                note.made(outcome.sandbox.id.as_str());
+                note.end(None).await;
+                CreateLine::Sandbox(Box::new(outcome.sandbox))
+            }
+            Err(error) => {
+                note.end(Some(error.code())).await;
+                CreateLine::Error(Box::new(error.detail(&asked.request_id)))
+            }
         }
-    });
+    };
+    let work = tokio::spawn(creation.in_current_span());
     let mut still_there = tokio::time::interval(STILL_THERE);
     still_there.reset();
     let creation = Creation {

@@ -7,6 +7,7 @@ use pinfold_driver::AgentClient;
 use pinfold_types::api::{Exec, ExecList, PAGE_ENTRIES_MAX, SignalRequest};
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::{ErrorCode, ExecExit, ExecId, ExecSpec, SandboxState};
+use tracing::Instrument as _;
 
 use super::{Engine, Result};
 use crate::activity::Lease;
@@ -45,7 +46,7 @@ impl Engine {
             spec,
             place,
         };
-        let task = self.core.tasks.spawn(starting.run());
+        let task = self.core.tasks.spawn(starting.run().in_current_span());
         task.await.unwrap_or_else(|error| {
             Err(EngineError::new(ErrorCode::Internal, "failed to start the exec").caused_by(error))
         })

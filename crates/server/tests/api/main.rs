@@ -6,6 +6,7 @@
     reason = "this is a test, but only its test functions are known for one"
 )]
 
+mod audit;
 mod changes;
 mod connections;
 mod events;
