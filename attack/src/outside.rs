@@ -261,7 +261,7 @@ pub const OUTSIDE: &[Attack] = &[
     ),
     product(
         "liar-archive-many",
-        "fill the memory of `cp` with 1,000,000 entries of long names",
+        "fill the memory of `cp` with 50,000 entries of names of 3,000 bytes",
         "what is remembered of entries is bounded",
         &["archive_bounds"],
     ),

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::super::{Attempt, Facts, Found};
 use super::agent::{Answer, Message, chunk, exited, listen, metrics, output, started};
-use super::archive::{Archive, DEVICE, DIRECTORY, HARD_LINK, HOLES, LINK, LONG_NAME, header, hole};
+use super::archive::{
+    Archive, BLOCK, DEVICE, DIRECTORY, HARD_LINK, HOLES, LINK, LONG_NAME, header, hole,
+};
 use super::copy::{ESCAPE, worked_if};
 use super::product::{Product, Sandbox, calm_kib, peak_kib, run};
 use super::with;
@@ -80,12 +82,17 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("liar-archive-many", |facts| {
         lying(facts, |product| {
-            // Each a hundred entries of long names.
-            const PARTS: usize = 10_000;
-            const ENTRIES: usize = 100;
+            // Each twenty entries of names as long as a path may almost be: few entries, much memory.
+            const PARTS: usize = 2500;
+            const ENTRIES: usize = 20;
+            let deep = format!("x/{}", format!("{}/", "d".repeat(249)).repeat(12));
             let entries = (0..ENTRIES).flat_map(|number| {
-                let name = format!("x/{}{number:02}", "d".repeat(90));
-                header(&name, DIRECTORY, "", 0)
+                let name = format!("{deep}{number:02}/");
+                let mut record = header("././@LongLink", LONG_NAME, "", name.len() as u64).to_vec();
+                record.extend_from_slice(name.as_bytes());
+                record.resize(record.len().next_multiple_of(BLOCK), 0);
+                record.extend(header("x/", DIRECTORY, "", 0));
+                record
             });
             let first = header("x/", DIRECTORY, "", 0);
             let answers = Answers::Long(first.to_vec(), entries.collect(), PARTS);
