@@ -193,6 +193,8 @@ impl Config {
         default(environment::CACHE_MODE, "emptydir");
         default(environment::ASYNC_DEFAULT, "false");
         default(environment::EVENTS, "false");
+        default(environment::STREAM_MODE, "control-plane");
+        default(environment::STREAM_BUFFER, "200");
         default(environment::EVENTS_DIR, "/sbx-events");
         Ok(())
     }

@@ -226,6 +226,8 @@ async fn run(
     settings.quotas = port::quotas(config);
     settings.defaults = defaults::all(config);
     settings.capacity = defaults::capacity(config);
+    settings.push = defaults::pushes(config);
+    let collector = defaults::collector(config)?;
     settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
     let mut options = port::options(config);
     let audit = audit_log(config)?;
@@ -265,7 +267,15 @@ async fn run(
         unix: listener,
         tcp,
     };
+    let pushing = collector.map(|collector| {
+        let push = pinfold_server::push(engine.clone(), collector, stop.clone());
+        tokio::spawn(push)
+    });
     pinfold_server::serve(engine.clone(), listeners, options, stop).await;
+    if let Some(pushing) = pushing {
+        // What is on its way is sent again by the next daemon.
+        pushing.abort();
+    }
     drop(listening);
     engine.shut_down().await;
     audit

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pinfold_engine::{Cache, Capacity, Defaults};
+use pinfold_server::{Collector, CollectorOptions};
 use pinfold_types::spec::{
     Deadlines, HOSTS_MAX, HostPattern, NetworkSpec, Resources, check_environment,
 };
@@ -11,6 +12,7 @@ use pinfold_types::{ByteSize, MilliCpu, SandboxSpec};
 
 use crate::config::Config;
 use crate::environment::{self, EMPTY_LIST, parse_isolation};
+use crate::error::CliError;
 
 /// Name of the cache's directory in the state directory.
 const CACHE: &str = "cache";
@@ -87,9 +89,51 @@ pub(crate) fn spec(config: &Config) -> SandboxSpec {
             allowed_hosts: hosts(environment::ALLOWED_HOSTS),
             denied_hosts: hosts(environment::DENIED_HOSTS),
         },
-        events_dir: (config.text(environment::EVENTS) == Some("true")).then(|| events_dir(config)),
+        events_dir: has_events(config).then(|| events_dir(config)),
         ..SandboxSpec::default()
     }
+}
+
+/// Returns whether programs may drop events: who pushes streams pushes those too.
+fn has_events(config: &Config) -> bool {
+    config.text(environment::EVENTS) == Some("true") || pushes(config)
+}
+
+/// Returns whether events are pushed to a collector.
+pub(crate) fn pushes(config: &Config) -> bool {
+    matches!(
+        config.text(environment::STREAM_MODE),
+        Some("push" | "sidecar")
+    )
+}
+
+/// Returns where events are pushed to.
+///
+/// # Errors
+///
+/// Says which setting is missing or cannot be used.
+pub(crate) fn collector(config: &Config) -> Result<Option<Collector>, CliError> {
+    if !pushes(config) {
+        return Ok(None);
+    }
+    let path = |key| config.text(key).map(std::path::PathBuf::from);
+    let endpoint = config
+        .text(environment::STREAM_ENDPOINT)
+        .ok_or_else(|| {
+            CliError::new("`stream_mode: push` needs to know where to push")
+                .hint("set `stream_endpoint` to the collector's URL")
+        })?
+        .to_owned();
+    let events_max = config.parsed(environment::STREAM_BUFFER);
+    let options = CollectorOptions {
+        endpoint,
+        token_file: path(environment::STREAM_TOKEN_FILE),
+        authorities: path(environment::STREAM_CA_FILE),
+        events_max: events_max.unwrap_or(200),
+    };
+    let collector = Collector::new(&options)
+        .map_err(|error| CliError::new("the collector cannot be used").caused_by(&error))?;
+    Ok(Some(collector))
 }
 
 /// Returns where programs drop events that may.

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Variables,
     /// Hosts; a list, in one text with commas between.
     Hosts,
+    /// A URL that is sent to.
+    Collector,
     /// An absolute path inside a sandbox, to a directory of its own.
     GuestDirectory,
 }
@@ -75,6 +77,7 @@ impl Kind {
                     .to_owned()
             }
             Self::Text => "text".to_owned(),
+            Self::Collector => "URL, as in `https://collector.example/events`".to_owned(),
             Self::GuestDirectory => "absolute path inside".to_owned(),
             Self::Variables => "mapping of names to values; in a variable as JSON".to_owned(),
             Self::Hosts => "list of host names, `*.` wildcards, addresses and blocks; in a \
@@ -98,6 +101,7 @@ impl Kind {
             Self::Pools => crate::pools::check(text),
             Self::Variables => crate::defaults::parse_variables(text).map(drop),
             Self::Hosts => crate::defaults::parse_hosts(text).map(drop),
+            Self::Collector => done(pinfold_server::Collector::check_endpoint(text)),
             Self::GuestDirectory => {
                 check_events_dir(text).map_err(|reason| format!("`{text}` is not usable: {reason}"))
             }
@@ -296,6 +300,17 @@ pub(crate) const ASYNC_DEFAULT: &str = "async_default";
 pub(crate) const EVENTS: &str = "events";
 /// Where they drop them.
 pub(crate) const EVENTS_DIR: &str = "events_dir";
+
+/// Whether events are pushed to a collector.
+pub(crate) const STREAM_MODE: &str = "stream_mode";
+/// Where to.
+pub(crate) const STREAM_ENDPOINT: &str = "stream_endpoint";
+/// What the collector is shown.
+pub(crate) const STREAM_TOKEN_FILE: &str = "stream_token_file";
+/// Whose certificates the collector may have.
+pub(crate) const STREAM_CA_FILE: &str = "stream_ca_file";
+/// Most events of one push.
+pub(crate) const STREAM_BUFFER: &str = "stream_buffer";
 
 /// Pools of warm sandboxes.
 pub(crate) const POOLS: &str = "pools";
@@ -759,6 +774,49 @@ pub(crate) const SETTINGS: &[Setting] = &[
         meaning: "That directory inside.",
     },
     Setting {
+        key: STREAM_MODE,
+        variable: "PINFOLD_STREAM_MODE",
+        flag: "",
+        kind: Kind::Word(&["control-plane", "push", "sidecar"]),
+        default: "`control-plane`",
+        meaning: "`control-plane` lets readers come for events; with `push`, or `sidecar`, the daemon \
+                  also sends every event to `stream_endpoint`, and `events` is `true`.",
+    },
+    Setting {
+        key: STREAM_ENDPOINT,
+        variable: "PINFOLD_STREAM_ENDPOINT",
+        flag: "",
+        kind: Kind::Collector,
+        default: "none; needed by `stream_mode: push`",
+        meaning: "Where events are sent: each `POST` is a JSON array, which is sent again until the \
+                  answer is a success.",
+    },
+    Setting {
+        key: STREAM_TOKEN_FILE,
+        variable: "PINFOLD_STREAM_TOKEN_FILE",
+        flag: "",
+        kind: Kind::Path,
+        default: "no token",
+        meaning: "File whose content is sent to the collector as a bearer token; read for each push.",
+    },
+    Setting {
+        key: STREAM_CA_FILE,
+        variable: "PINFOLD_STREAM_CA_FILE",
+        flag: "",
+        kind: Kind::Path,
+        default: "the system's certificates",
+        meaning: "Certificates, in PEM, one of which signs the collector's.",
+    },
+    Setting {
+        key: STREAM_BUFFER,
+        variable: "PINFOLD_STREAM_BUFFER",
+        flag: "",
+        kind: Kind::Count,
+        default: "`200`",
+        meaning: "Most events of a sandbox that are in memory to be sent, which is one push; the \
+                  journals hold the rest.",
+    },
+    Setting {
         key: POOLS,
         variable: "PINFOLD_POOLS",
         flag: "",
@@ -975,6 +1033,8 @@ mod tests {
             ),
             (DENIED_HOSTS, "none", "a..b"),
             (VOLUME_MODE, "pvc", "nfs"),
+            (STREAM_MODE, "sidecar", "pull"),
+            (STREAM_ENDPOINT, "http://127.0.0.1:9/x", "collector:9"),
         ] {
             let kind = setting(key).unwrap().kind;
             assert_eq!(kind.check(good), Ok(()), "{key}");

@@ -60,6 +60,8 @@ pub struct EngineConfig {
     pub quotas_of_users: bool,
     /// What sandboxes are made from where their makers say nothing.
     pub defaults: Defaults,
+    /// Whether events are kept until a collector has taken them.
+    pub push: bool,
     /// What the host has for sandboxes' requests.
     pub capacity: Capacity,
 }
@@ -80,6 +82,7 @@ impl EngineConfig {
             quotas: Quotas::NONE,
             quotas_of_users: false,
             defaults: Defaults::default(),
+            push: false,
             capacity: Capacity::default(),
         }
     }

@@ -24,6 +24,7 @@ use crate::journal::Limits;
 use crate::keys::Keys;
 use crate::lock::StateLock;
 use crate::meters::Meters;
+use crate::outbox::Outbox;
 use crate::pool::Pools;
 use crate::quota::{Charge, Cost, Ledger, Running};
 use crate::sandbox::Binding;
@@ -51,6 +52,7 @@ pub(crate) struct Core {
     pub(crate) running: Running,
     registry: Mutex<Registry>,
     pub(crate) in_flight: InFlight,
+    pub(crate) outbox: Outbox,
     /// Starts hold it for reading and a sweep for writing, so that a sweep never takes what is just
     /// being made for something that nobody owns.
     pub(crate) effects: RwLock<()>,
@@ -130,6 +132,7 @@ impl Core {
             running: Running::default(),
             registry: Mutex::default(),
             in_flight: InFlight::default(),
+            outbox: Outbox::default(),
             effects: RwLock::new(()),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -308,6 +308,7 @@ impl Collector {
             let Err(error) = result else {
                 kept.places.advance(steps);
                 journal.set_fault(None);
+                self.core.to_push(&self.entry.id, &ExecId::events());
                 self.entry.activity.touch();
                 return Ok(());
             };

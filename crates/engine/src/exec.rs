@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::entry::{Entry, Live};
 use crate::error::{EngineError, chain};
 use crate::journal::{Journal, JournalWriter};
+use crate::outbox;
 use crate::quota::Place;
 use crate::store::{ExecRow, Inserted};
 
@@ -288,6 +289,7 @@ pub(crate) async fn try_forget(
     sandbox: &SandboxId,
     id: &ExecId,
 ) -> Result<(), EngineError> {
+    outbox::set_aside(core, sandbox, Some(id)).await;
     let dir = core.journal(sandbox, id);
     crate::blocking::run(move || remove_tree(&dir))
         .await

@@ -32,6 +32,7 @@ mod leased;
 mod lock;
 mod meters;
 mod mounts;
+mod outbox;
 mod pool;
 mod quota;
 mod reader;
@@ -55,6 +56,7 @@ pub use engine::{Engine, EventFollower, Followed, OnceKey, OnceKeyError, Outcome
 pub use error::{EngineError, OpenError};
 pub use keys::Grant;
 pub use mounts::{ALLOWED_MAX, AllowedDirectory, AllowedError, MountsAllowed};
+pub use outbox::{BatchLimits, PushBatch, PushFault};
 pub use reader::EventReader;
 pub use template::ConfiguredPool;
 

@@ -17,6 +17,7 @@ use crate::entry::{Entry, Live};
 use crate::error::{EngineError, chain};
 use crate::exec::{ExecCell, Follower, TAG, remove_tree, spec_of_stray};
 use crate::journal::{Journal, JournalWriter};
+use crate::outbox;
 use crate::pool;
 use crate::sandbox;
 use crate::store::{ExecRow, SandboxRow, Stored};
@@ -66,6 +67,7 @@ pub(crate) async fn recover(core: &Arc<Core>, stored: Stored) -> Result<(), Engi
         }
     }
     remove_orphaned_journals(core).await;
+    outbox::find_unsent(core).await;
     pool::recover(core).await
 }
 

@@ -481,6 +481,7 @@ pub(crate) async fn remove_files(
     core: &Core,
     row: &SandboxRow,
 ) -> Result<Option<PathBuf>, EngineError> {
+    crate::outbox::set_aside(core, &row.id, None).await;
     let (journals, persist) = (core.journals(&row.id), core.persist(&row.id));
     let keep = row.keep_persist && row.spec.persist;
     let id = row.id.clone();

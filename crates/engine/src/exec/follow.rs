@@ -277,6 +277,8 @@ impl Follower {
             events = kept;
             let Err(error) = result else {
                 journal.set_fault(None);
+                let row = &self.cell.row;
+                self.core.to_push(&row.sandbox, &row.id);
                 return true;
             };
             if wait == RETRY_TIME_MIN {
