@@ -137,15 +137,16 @@ impl Default for CreateBody {
 
 impl From<CreateSandboxRequest> for CreateBody {
     fn from(request: CreateSandboxRequest) -> Self {
-        let spec = if request.template.is_some() {
-            request.given.0
+        // Only what was said: a default that is written down would win over the daemon's own.
+        let given = if request.given.is_empty() {
+            Given::differences(&request.spec)
         } else {
-            object(&request.spec)
+            request.given
         };
         Self {
             name: request.name,
             template: request.template,
-            spec,
+            spec: given.0,
         }
     }
 }
