@@ -20,6 +20,10 @@ const PREFIXED: [(&str, ErrorCode); 6] = [
     ("limit_exceeded", ErrorCode::LimitExceeded),
 ];
 
+/// How an error begins when the agent's connection ends within an answer, as it does when its sandbox
+/// is stopped or removed meanwhile: no fault of the daemon.
+const BROKEN_OFF: &str = "failed to read response body";
+
 /// How our own side of the protocol says that an answer is larger than we accept. It has no other
 /// mark; an agent that says the same of itself gains nothing.
 const OVERSIZE: [&str; 4] = [
@@ -81,6 +85,12 @@ impl From<ConnectError> for AgentError {
             return transport.into();
         }
         let text = printable(error.message.as_deref().unwrap_or_default());
+        if error.code == ConnectCode::Internal && text.starts_with(BROKEN_OFF) {
+            return Self::new(
+                ErrorCode::InstanceGone,
+                "the guest agent went away while it answered",
+            );
+        }
         if let Some((code, rest)) = prefixed(&text) {
             return Self::new(code, rest);
         }
