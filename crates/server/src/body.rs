@@ -23,6 +23,10 @@ const DISCARD_BYTES_MAX: usize = 64 << 20;
 /// Longest time for that.
 const DISCARD_MAX: Duration = Duration::from_secs(5);
 
+/// Longest time that a caller may send nothing meanwhile: who waits for our answer, having announced too
+/// much, need not be read to the end.
+const DISCARD_STALL_MAX: Duration = Duration::from_millis(500);
+
 /// Most chunks of an upload between the caller and the agent; a chunk is what one read gave.
 const UPLOAD_CHUNKS_MAX: usize = 4;
 
@@ -50,7 +54,8 @@ pub(crate) async fn read(body: &mut Body, limit: usize) -> Result<Bytes, ApiErro
 pub(crate) async fn discard(body: &mut Body) {
     let read = async {
         let mut left = DISCARD_BYTES_MAX;
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(DISCARD_STALL_MAX, body.frame()).await
+        {
             let length = frame.data_ref().map_or(0, Bytes::len);
             match left.checked_sub(length) {
                 Some(rest) => left = rest,

@@ -19,6 +19,9 @@ use crate::router::{self, REQUEST_ID_HEADER};
 /// Tag of routes about the daemon itself, which fail in fewer ways than those about sandboxes.
 pub(crate) const DAEMON_TAG: &str = "daemon";
 
+/// Name of the one way to prove who asks.
+const SECURITY: &str = "apiKey";
+
 /// Statuses of refusals that any route can answer with.
 const ANYWHERE: &[u16] = &[400, 401, 403, 413, 429, 500, 503];
 
@@ -126,7 +129,16 @@ fn whole() -> Value {
             }
         }
     }
+    // The socket of the daemon's host and `serve --dev` need no key; a port does.
+    document["security"] = json!([{ SECURITY: [] }]);
     let components = &mut document["components"];
+    components["securitySchemes"] = json!({
+        SECURITY: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, as `pinfold key create` prints it. The Unix socket needs none.",
+        },
+    });
     components["responses"] = refusals();
     components["headers"] = json!({
         "RequestId": {
@@ -135,6 +147,28 @@ fn whole() -> Value {
         },
     });
     document
+}
+
+/// Describes a server-sent event that holds a value, or says why the stream ends early.
+fn event_of(value: Value) -> Value {
+    json!({
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "id": { "type": "string" },
+            "event": {
+                "type": "string",
+                "description": "`error` where `data` says why the stream ends early",
+            },
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {
+                    "anyOf": [value, { "$ref": "#/components/schemas/ApiErrorBody" }],
+                },
+            },
+        },
+    })
 }
 
 fn rename(operation: &mut Map<String, Value>) {
@@ -166,6 +200,13 @@ fn complete(path: &str, operation: &mut Map<String, Value>) {
         responses.entry(status.to_string()).or_insert(refusal);
     }
     for response in responses.values_mut().filter_map(Value::as_object_mut) {
+        if let Some(schema) = response
+            .get_mut("content")
+            .and_then(|content| content.get_mut("text/event-stream"))
+            .and_then(|stream| stream.get_mut("schema"))
+        {
+            *schema = event_of(schema.take());
+        }
         if !response.contains_key("$ref") {
             let headers = response.entry("headers").or_insert_with(|| json!({}));
             headers[REQUEST_ID_HEADER] = json!({ "$ref": "#/components/headers/RequestId" });

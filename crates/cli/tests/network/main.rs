@@ -2,6 +2,9 @@
 
 #![cfg(test)]
 
+mod conformance;
+mod endings;
+mod load;
 mod remote;
 #[path = "../world/service.rs"]
 mod service;

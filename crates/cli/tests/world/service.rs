@@ -150,6 +150,14 @@ fn behind(command: &Command, words: &[&str]) -> Command {
 
 /// Prepares a client in Python; root runs it, whoever the daemon belongs to.
 pub(crate) fn client(name: &str) -> Command {
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+    let mut command = python();
+    command.arg(clients.join(name));
+    command
+}
+
+/// Prepares the Python that has the clients' packages.
+pub(crate) fn python() -> Command {
     let named = std::env::var_os("PINFOLD_PYTHON").map(PathBuf::from);
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = named.unwrap_or_else(|| manifest.join("../../target/python/bin/python"));
@@ -161,7 +169,6 @@ pub(crate) fn client(name: &str) -> Command {
     let mut command = Command::new(python);
     command
         .arg("-B")
-        .arg(manifest.join("tests/clients").join(name))
         .env_clear()
         .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
         .env("LANG", "C.UTF-8")
