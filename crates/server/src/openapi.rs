@@ -150,7 +150,13 @@ fn whole() -> Value {
 }
 
 /// Describes a server-sent event that holds a value, or says why the stream ends early.
-fn event_of(value: Value) -> Value {
+fn event_of(value: &Value) -> Value {
+    // A handler whose events are of several kinds names none.
+    let value = if value["type"] == "string" {
+        &json!({})
+    } else {
+        value
+    };
     json!({
         "type": "object",
         "required": ["data"],
@@ -205,7 +211,7 @@ fn complete(path: &str, operation: &mut Map<String, Value>) {
             .and_then(|content| content.get_mut("text/event-stream"))
             .and_then(|stream| stream.get_mut("schema"))
         {
-            *schema = event_of(schema.take());
+            *schema = event_of(schema);
         }
         if !response.contains_key("$ref") {
             let headers = response.entry("headers").or_insert_with(|| json!({}));
