@@ -10,6 +10,7 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use pinfold_types::api::events::DaemonEventKind;
 use pinfold_types::{ApiErrorBody, ErrorCode};
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
@@ -132,6 +133,8 @@ fn whole() -> Value {
     // The socket of the daemon's host and `serve --dev` need no key; a port does.
     document["security"] = json!([{ SECURITY: [] }]);
     let components = &mut document["components"];
+    // Its names stand in a macro, where the derivation does not see them.
+    components["schemas"]["DaemonEventKind"]["enum"] = json!(DaemonEventKind::ALL);
     components["securitySchemes"] = json!({
         SECURITY: {
             "type": "http",
