@@ -10,7 +10,7 @@ use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use pinfold_types::api::events::DaemonEventKind;
+use pinfold_types::api::DaemonEventKind;
 use pinfold_types::{ApiErrorBody, ErrorCode};
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};

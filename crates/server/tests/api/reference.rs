@@ -113,6 +113,7 @@ async fn every_route_of_the_api_page_is_there() {
             "timeout_ms",
             "waited_ms",
             "cold_reason",
+            "events_dir",
         ];
         let known = ErrorCode::ALL.iter().any(|known| known.as_str() == code);
         assert!(known || fields.contains(&code), "{code}");
