@@ -15,10 +15,11 @@ use pinfold_engine::{Caller, ConfiguredPool, Engine, EngineConfig};
 use pinfold_linux::weaken::{Defence, is_off};
 use pinfold_server::{AuditEntry, AuditLog, Listeners, REQUEST_SPAN};
 use pinfold_types::api::DoctorReport;
-use pinfold_types::{ByteSize, Role};
+use pinfold_types::{ByteSize, Role, TRACE_SPANS};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -37,6 +38,7 @@ use crate::log_file::LogFile;
 use crate::pools;
 use crate::port;
 use crate::printer::Printer;
+use crate::traces::{Endpoint, Exporter, Traces};
 use crate::verb::AUDIT;
 
 /// Permission bits that files of ours never have: images and disks need the others.
@@ -137,7 +139,7 @@ fn start(
     ready: impl FnOnce(Option<String>),
 ) -> Result<u8, CliError> {
     allocator::settle();
-    begin_log(config)?;
+    let exporter = begin_log(config)?;
     // Nothing is taken from the environment's chance: paths are absolute, and new files plain.
     let _before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let state = config.state_dir();
@@ -149,7 +151,16 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| CliError::new("failed to start").caused_by(&error))?;
-    let result = runtime.block_on(run(config, driver, plan, ready));
+    let result = runtime.block_on(async {
+        let sent = CancellationToken::new();
+        let sending = exporter.map(|exporter| tokio::spawn(exporter.run(sent.clone())));
+        let result = run(config, driver, plan, ready).await;
+        sent.cancel();
+        if let Some(sending) = sending {
+            drop(tokio::time::timeout(END_MAX, sending).await);
+        }
+        result
+    });
     runtime.shutdown_timeout(END_MAX);
     result.map(|()| 0)
 }
@@ -323,11 +334,16 @@ fn heard(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
 }
 
 /// Begins to log, to standard error or to the file of the configuration.
-fn begin_log(config: &Config) -> Result<(), CliError> {
+fn begin_log(config: &Config) -> Result<Option<Exporter>, CliError> {
     let filter: Targets = config.parsed(environment::LOG).unwrap_or_default();
     // Whatever is logged says which request it is a part of.
     let filter = filter.with_target(REQUEST_SPAN, LevelFilter::ERROR);
-    let registry = tracing_subscriber::registry().with(filter);
+    let filter = filter.with_target(TRACE_SPANS, LevelFilter::OFF);
+    let endpoint = config.parsed::<Endpoint>(environment::OTLP_ENDPOINT);
+    let (traces, exporter) = endpoint.map(Traces::new).unzip();
+    let of_traces = Targets::new().with_target(TRACE_SPANS, LevelFilter::TRACE);
+    let traces = traces.map(|traces| traces.with_filter(of_traces));
+    let registry = tracing_subscriber::registry().with(traces);
     let writer = match config.text(environment::LOG_FILE) {
         None => BoxMakeWriter::new(std::io::stderr),
         Some(path) => {
@@ -341,11 +357,11 @@ fn begin_log(config: &Config) -> Result<(), CliError> {
         .with_ansi(false);
     // The first logger stays; there is no second in this process.
     let _set_before = if config.text(environment::LOG_FORMAT) == Some("json") {
-        registry.with(layer.json()).try_init()
+        registry.with(layer.json().with_filter(filter)).try_init()
     } else {
-        registry.with(layer).try_init()
+        registry.with(layer.with_filter(filter)).try_init()
     };
-    Ok(())
+    Ok(exporter)
 }
 
 /// Looks at the host without a daemon, where none can start.

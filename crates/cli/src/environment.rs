@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Text,
     /// A list of pools.
     Pools,
+    /// Address of a collector of spans.
+    SpanCollector,
     /// Variables with their values; a mapping, in one text as JSON.
     Variables,
     /// Hosts; a list, in one text with commas between.
@@ -78,6 +80,7 @@ impl Kind {
             }
             Self::Text => "text".to_owned(),
             Self::Collector => "URL, as in `https://collector.example/events`".to_owned(),
+            Self::SpanCollector => "address, as in `http://127.0.0.1:4318`".to_owned(),
             Self::GuestDirectory => "absolute path inside".to_owned(),
             Self::Variables => "mapping of names to values; in a variable as JSON".to_owned(),
             Self::Hosts => "list of host names, `*.` wildcards, addresses and blocks; in a \
@@ -99,6 +102,7 @@ impl Kind {
             Self::Path if text.is_empty() => Err("an empty path".to_owned()),
             Self::Path | Self::Text => Ok(()),
             Self::Pools => crate::pools::check(text),
+            Self::SpanCollector => text.parse::<crate::traces::Endpoint>().map(drop),
             Self::Variables => crate::defaults::parse_variables(text).map(drop),
             Self::Hosts => crate::defaults::parse_hosts(text).map(drop),
             Self::Collector => done(pinfold_server::Collector::check_endpoint(text)),
@@ -220,6 +224,8 @@ pub(crate) const LOG_FORMAT: &str = "log_format";
 pub(crate) const LOG_FILE: &str = "log_file";
 /// Most bytes of one file of the log.
 pub(crate) const LOG_FILE_SIZE: &str = "log_file_size";
+/// Where spans are sent.
+pub(crate) const OTLP_ENDPOINT: &str = "otlp_endpoint";
 /// Most bytes of one exec's journal.
 pub(crate) const JOURNAL_SIZE: &str = "journal_size";
 /// Which host paths callers may show in sandboxes.
@@ -444,6 +450,14 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: Kind::Size,
         default: "`16m`",
         meaning: "Most bytes of `log_file`; then it becomes `log_file.1` and a new one is begun.",
+    },
+    Setting {
+        key: OTLP_ENDPOINT,
+        variable: "PINFOLD_OTLP_ENDPOINT",
+        flag: "",
+        kind: Kind::SpanCollector,
+        default: "no traces",
+        meaning: "Collector that traces are sent to by OTLP, as JSON over HTTP; without a path `/v1/traces`.",
     },
     Setting {
         key: JOURNAL_SIZE,

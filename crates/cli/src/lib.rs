@@ -34,6 +34,7 @@ mod signals;
 mod table;
 mod tarball;
 mod terminal;
+mod traces;
 mod usage;
 mod verb;
 mod view;

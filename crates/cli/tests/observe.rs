@@ -307,3 +307,140 @@ fn the_log_file_is_bounded_and_says_which_request_a_line_is_of() {
     }
     serving.end();
 }
+
+/// A collector of one test: takes OTLP requests and keeps their spans.
+struct Collector {
+    address: String,
+    spans: std::sync::Arc<std::sync::Mutex<Vec<Value>>>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let spans = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let kept = std::sync::Arc::clone(&spans);
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let found = take(&mut stream.unwrap());
+                kept.lock().unwrap().extend(found);
+            }
+        });
+        Self { address, spans }
+    }
+
+    /// Waits for the span with this name in this trace.
+    fn span(&self, trace: &str, name: &str) -> Value {
+        let mut found = None;
+        eventually(&format!("the span {name}"), || {
+            let spans = self.spans.lock().unwrap();
+            found = spans
+                .iter()
+                .find(|span| span["traceId"] == trace && span["name"] == name)
+                .cloned();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+fn take(stream: &mut TcpStream) -> Vec<Value> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    let mut part = [0u8; 4096];
+    loop {
+        let count = stream.read(&mut part).unwrap();
+        assert!(count > 0, "the request ended early");
+        bytes.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .unwrap();
+        if body.len() < length.parse::<usize>().unwrap() {
+            continue;
+        }
+        assert!(head.starts_with("POST /v1/traces HTTP/1.1"), "{head}");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            .unwrap();
+        let message: Value = serde_json::from_str(body).unwrap();
+        let resource = &message["resourceSpans"][0];
+        let service = &resource["resource"]["attributes"][0];
+        assert_eq!(service["value"]["stringValue"], "pinfold", "{message}");
+        let spans = resource["scopeSpans"][0]["spans"].as_array();
+        return spans.unwrap().clone();
+    }
+}
+
+#[test]
+fn a_callers_trace_goes_on_to_the_calls_of_the_agent() {
+    let world = World::new(Person::Root);
+    let collector = Collector::start();
+    let serving = serve(&world, &[("PINFOLD_OTLP_ENDPOINT", &collector.address)]);
+    let made = world.run(["key", "create", "ci"]).ok();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let headers = format!(
+        "authorization: Bearer {}\r\ncontent-length: 2\r\nx-request-id: ticket-4711\r\n\
+         traceparent: 00-{trace}-00f067aa0ba902b7-01\r\n",
+        made.trim()
+    );
+    let answer = serving.ask_with("POST /v1/sandboxes", &headers, "{}");
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    let request = collector.span(trace, "POST /v1/sandboxes");
+    assert_eq!(request["parentSpanId"], "00f067aa0ba902b7");
+    assert_eq!(request["kind"], 2);
+    let attributes = request["attributes"].to_string();
+    assert!(attributes.contains("ticket-4711"), "{attributes}");
+    assert!(attributes.contains("\"intValue\":\"201\""), "{attributes}");
+    let mut above = request;
+    for name in ["create", "agent", "agent ready"] {
+        let span = collector.span(trace, name);
+        assert_eq!(span["parentSpanId"], above["spanId"], "{name}: {span}");
+        let time =
+            |span: &Value, field: &str| -> u128 { span[field].as_str().unwrap().parse().unwrap() };
+        assert!(time(&span, "startTimeUnixNano") >= time(&above, "startTimeUnixNano"));
+        assert!(time(&span, "endTimeUnixNano") >= time(&span, "startTimeUnixNano"));
+        above = span;
+    }
+    assert_eq!(above["kind"], 3);
+    for name in ["image", "instance"] {
+        let create = collector.span(trace, "create");
+        assert_eq!(
+            collector.span(trace, name)["parentSpanId"],
+            create["spanId"]
+        );
+    }
+    // What its caller does not want recorded is not.
+    let other = "5bf92f3577b34da6a3ce929d0e0e4736";
+    let unsampled = headers.replace(trace, other).replace("b7-01", "b7-00");
+    serving.ask_with("POST /v1/sandboxes", &unsampled, "{}");
+    serving.end();
+    let spans = collector.spans.lock().unwrap();
+    assert!(spans.iter().all(|span| span["traceId"] != other));
+}
+
+#[test]
+fn a_collector_that_is_gone_costs_spans_and_nothing_else() {
+    let world = World::new(Person::Root);
+    // A port that nobody listens on: it is free again at once.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let endpoint = format!("http://{gone}");
+    let serving = serve(&world, &[("PINFOLD_OTLP_ENDPOINT", &endpoint)]);
+    world.create(&["--name", "seen"]);
+    world.run(["exec", "seen", "--", "true"]).ok();
+    let log = world.files().join("serve.log");
+    eventually("a complaint", || {
+        fs::read_to_string(&log)
+            .unwrap()
+            .contains("the collector took no spans")
+    });
+    serving.end();
+}

@@ -25,7 +25,8 @@ use pinfold_agent_api::v1;
 use pinfold_types::api::{FileInfo, Metrics};
 use pinfold_types::exec::TerminalSize;
 use pinfold_types::weaken::{Defence, is_off};
-use pinfold_types::{ErrorCode, ExecEvent, ExecId};
+use pinfold_types::{ErrorCode, ExecEvent, ExecId, TRACE_SPANS};
+use tracing::Instrument as _;
 
 use self::journal::Pace;
 use self::transport::Transport;
@@ -673,7 +674,7 @@ impl AgentClient {
 /// Waits for an answer no longer than its named time. Calls are boxed: their futures are large, and
 /// would make every future of our callers so.
 async fn bounded<T>(
-    what: &str,
+    what: &'static str,
     most: Duration,
     call: Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send + '_>>,
 ) -> Result<T, AgentError> {
@@ -682,8 +683,20 @@ async fn bounded<T>(
     } else {
         most
     };
-    match tokio::time::timeout(waited, call).await {
-        Ok(answer) => Ok(answer?),
+    let span = tracing::info_span!(
+        target: TRACE_SPANS,
+        "agent",
+        otel.name = format_args!("agent {what}"),
+        otel.kind = "client",
+        failed = tracing::field::Empty,
+    );
+    let answer = match tokio::time::timeout(waited, call)
+        .instrument(span.clone())
+        .await
+    {
+        Ok(answer) => answer.map_err(AgentError::from),
         Err(_) => Err(AgentError::silent(what, most)),
-    }
+    };
+    span.record("failed", answer.is_err());
+    answer
 }

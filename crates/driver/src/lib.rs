@@ -10,6 +10,7 @@ pub mod contract;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod reach;
+pub mod trace;
 
 pub use agent::AgentClient;
 pub use contract::*;

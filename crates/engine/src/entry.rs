@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use pinfold_driver::{Instance, PreparedImage};
 use pinfold_types::api::{Sandbox, UpdateSandboxRequest};
-use pinfold_types::{ErrorCode, ExecId, Principal, SandboxId, SandboxName, SandboxState};
+use pinfold_types::{
+    ErrorCode, ExecId, Principal, SandboxId, SandboxName, SandboxState, TRACE_SPANS,
+};
 use tokio::sync::{Notify, OnceCell, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,6 +69,30 @@ pub(crate) enum Message {
     Use {
         reply: Reply<(Live, Lease)>,
     },
+}
+
+impl Message {
+    /// Returns the span that the message's step is in a trace.
+    pub(crate) fn trace(&self, row: &SandboxRow, above: &tracing::Span) -> tracing::Span {
+        let name = match self {
+            Self::Create { .. } => "create",
+            Self::Start { .. } => "start",
+            Self::Stop { .. } => "stop",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Remove { .. } => "remove",
+            Self::Update { .. } => "update",
+            Self::Claim { .. } => "claim",
+            Self::Use { .. } => "use",
+        };
+        tracing::info_span!(
+            target: TRACE_SPANS,
+            parent: above,
+            "step",
+            otel.name = name,
+            sandbox = row.id.as_str(),
+        )
+    }
 }
 
 /// A message, and the span of whoever sent it: what is done for a request is logged as a part of it.

@@ -105,7 +105,8 @@ impl Keeper {
                 reason = ended(live.as_ref()) => self.on_end(reason).await,
                 letter = messages.recv() => match letter {
                     Some(Letter { message, span }) => {
-                        self.on_message(message).instrument(span).await;
+                        let step = message.trace(&self.row, &span);
+                        self.on_message(message).instrument(step).instrument(span).await;
                     }
                     None => return,
                 },

@@ -9,8 +9,8 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use pinfold_engine::{Caller, Engine};
-use pinfold_types::ErrorCode;
 use pinfold_types::id::RequestId;
+use pinfold_types::{ErrorCode, TRACE_SPANS};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Name of the span around each request, for filters of log lines.
-pub const REQUEST_SPAN: &str = "pinfold::request";
+pub const REQUEST_SPAN: &str = "pinfold-request";
 
 /// Name of the header that tells an answer's request id, and that a caller may bring one in.
 pub(crate) const REQUEST_ID_HEADER: &str = "x-request-id";
@@ -167,6 +167,24 @@ async fn each_request(State(api): State<Api>, request: Request, next: Next) -> R
         .await
 }
 
+/// Returns the span that a request is in a trace, which its caller may have begun.
+fn trace(request: &Request, route: Option<&'static str>, id: &RequestId) -> tracing::Span {
+    let traceparent = request.headers().get("traceparent");
+    let method = request.method().as_str();
+    tracing::info_span!(
+        target: TRACE_SPANS,
+        "request",
+        otel.name = format_args!("{method} {}", route.unwrap_or("(none)")),
+        otel.kind = "server",
+        traceparent = traceparent.and_then(|value| value.to_str().ok()),
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = tracing::field::Empty,
+        failed = tracing::field::Empty,
+        request_id = id.as_str(),
+    )
+}
+
 /// Returns the id that a caller brings, when it is one that can stand in any line.
 fn brought_id(request: &Request) -> Option<RequestId> {
     let mut brought = request.headers().get_all(REQUEST_ID_HEADER).iter();
@@ -197,6 +215,7 @@ async fn one_request(
         request_id: &request_id,
         peer: peer.as_ref(),
     };
+    let span = trace(&request, route, &request_id);
     let note = Note::begin(api.options.audit.as_ref(), &asking);
     request.extensions_mut().insert(note.clone());
     let admitted = access::admit(&api, &mut request).and_then(|_| note.check(&asking));
@@ -209,12 +228,14 @@ async fn one_request(
         (None, Err(error)) => error.into_response(),
         (None, Ok(())) => match unknown_query(&mut request).await {
             Some(error) => error.into_response(),
-            None => next.run(request).await,
+            None => next.run(request).instrument(span.clone()).await,
         },
     };
     let code = response.extensions().get::<ApiError>().map(ApiError::code);
     let mut response = error::finish(response, &request_id);
     note.answered(response.status(), code).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    span.record("failed", response.status().is_server_error());
     access::allow_origin(&api, origin.as_deref(), &mut response);
     if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);

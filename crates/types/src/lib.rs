@@ -26,5 +26,5 @@ pub use name::SandboxName;
 pub use principal::{Principal, PrincipalName, Role};
 pub use spec::{MountSpec, Resources, SandboxSpec};
 pub use state::SandboxState;
-pub use trace::{TraceContext, TraceContextError};
+pub use trace::{TRACE_SPANS, TraceContext, TraceContextError};
 pub use units::{ByteSize, MilliCpu};

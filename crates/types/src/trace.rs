@@ -3,6 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Target of the spans that traces are made of; no module is called so. The log leaves them out, and without a collector nobody
+/// is interested in them.
+pub const TRACE_SPANS: &str = "pinfold-trace";
+
 /// Length of the header: version, trace, parent and flags with dashes between.
 const LENGTH: usize = 55;
 

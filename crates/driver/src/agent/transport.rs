@@ -136,8 +136,13 @@ impl ClientTransport for Transport {
 
     fn send(
         &self,
-        request: Request<ClientBody>,
+        mut request: Request<ClientBody>,
     ) -> Pin<Box<dyn Future<Output = Result<Response<Incoming>, TransportError>> + Send>> {
+        if let Some(place) = crate::trace::present()
+            && let Ok(value) = http::HeaderValue::from_str(&place.to_string())
+        {
+            request.headers_mut().insert("traceparent", value);
+        }
         Box::pin(Self::send(self.clone(), request))
     }
 }

@@ -8,9 +8,10 @@ use pinfold_driver::{
     RECORD_BYTES_MAX, StartSource,
 };
 use pinfold_types::api::Sandbox;
-use pinfold_types::{ErrorCode, MountSpec, Principal, SandboxState, crash_point};
+use pinfold_types::{ErrorCode, MountSpec, Principal, SandboxState, TRACE_SPANS, crash_point};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::Keeper;
 use crate::entry::Live;
@@ -23,6 +24,11 @@ use crate::store::Once;
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(2);
 /// Longest such wait.
 const ASK_AGAIN_MAX: Duration = Duration::from_millis(100);
+
+/// Returns the span that a part of a start is in a trace.
+fn phase(name: &'static str) -> tracing::Span {
+    tracing::info_span!(target: TRACE_SPANS, "phase", otel.name = name)
+}
 
 /// Hands progress on and drops what the caller is too slow to hear.
 struct Told(Option<mpsc::Sender<String>>);
@@ -98,7 +104,7 @@ impl Keeper {
         let image = tokio::select! {
             biased;
             () = unwanted.cancelled() => return Err(self.was_unwanted()),
-            image = driver.prepare(&request, progress) => image?,
+            image = driver.prepare(&request, progress).instrument(phase("image")) => image?,
         };
         self.core.meters.phase(Phase::Image, began.elapsed());
         crash_point!("engine.image_prepared");
@@ -219,7 +225,8 @@ impl Keeper {
         self.unrecorded = true;
         let _effect = self.core.effects.read().await;
         let began = Instant::now();
-        let started = self.core.driver.start(&row.id, source, &spec).await;
+        let started = self.core.driver.start(&row.id, source, &spec);
+        let started = started.instrument(phase("instance")).await;
         let instance = match started {
             Ok(instance) => instance,
             Err(error) => {
@@ -269,7 +276,7 @@ impl Keeper {
         };
         tokio::select! {
             biased;
-            () = asked => {
+            () = asked.instrument(phase("agent")) => {
                 self.core.meters.phase(Phase::Agent, began.elapsed());
                 Ok(())
             }
