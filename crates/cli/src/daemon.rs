@@ -225,32 +225,18 @@ async fn run(
 ) -> Result<(), CliError> {
     let mut terminate = heard(SignalKind::terminate())?;
     let mut interrupt = heard(SignalKind::interrupt())?;
-    let mut settings = EngineConfig::new(config.state_dir());
-    if let Some(size) = config.parsed::<ByteSize>(environment::JOURNAL_SIZE) {
-        settings.journal_bytes_max = size.0;
-    }
-    settings.mounts_allowed = config.mounts_allowed();
-    if let Some(idle_ms) = config.duration_ms(environment::IDLE) {
-        settings.idle_default = (idle_ms > 0).then(|| Duration::from_millis(idle_ms));
-    }
     let pools = pools::configured(config)?;
-    settings.quotas = port::quotas(config);
-    settings.defaults = defaults::all(config);
-    settings.capacity = defaults::capacity(config);
-    settings.push = defaults::pushes(config);
     let collector = defaults::collector(config)?;
-    settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
     let mut options = port::options(config);
     let audit = audit_log(config)?;
     options.audit = Some(audit.clone());
-    if is_off(Defence::JournalBounds) {
-        settings.journal_bytes_max = u64::MAX;
-    }
-    let engine = Engine::open(settings, driver).await.map_err(|error| {
-        CliError::new("failed to open the daemon's state")
-            .caused_by(&error)
-            .maybe_hint(error.hint())
-    })?;
+    let engine = Engine::open(engine_config(config), driver)
+        .await
+        .map_err(|error| {
+            CliError::new("failed to open the daemon's state")
+                .caused_by(&error)
+                .maybe_hint(error.hint())
+        })?;
     configure_pools(&engine, pools).await;
     let (listener, listening) = listen(&config.socket())?;
     let listener = tokio::net::UnixListener::from_std(listener)
@@ -294,6 +280,27 @@ async fn run(
         .await;
     audit.close().await;
     Ok(())
+}
+
+/// Returns what the settings say of the engine.
+fn engine_config(config: &Config) -> EngineConfig {
+    let mut settings = EngineConfig::new(config.state_dir());
+    if let Some(size) = config.parsed::<ByteSize>(environment::JOURNAL_SIZE) {
+        settings.journal_bytes_max = size.0;
+    }
+    settings.mounts_allowed = config.mounts_allowed();
+    if let Some(idle_ms) = config.duration_ms(environment::IDLE) {
+        settings.idle_default = (idle_ms > 0).then(|| Duration::from_millis(idle_ms));
+    }
+    settings.quotas = port::quotas(config);
+    settings.defaults = defaults::all(config);
+    settings.capacity = defaults::capacity(config);
+    settings.push = defaults::pushes(config);
+    settings.quotas_of_users = config.text(environment::QUOTA_USERS) == Some("true");
+    if is_off(Defence::JournalBounds) {
+        settings.journal_bytes_max = u64::MAX;
+    }
+    settings
 }
 
 fn audit_log(config: &Config) -> Result<AuditLog, CliError> {

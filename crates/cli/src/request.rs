@@ -26,12 +26,12 @@ pub(crate) fn of_template(
     (place, language): (&PlaceOptions, Option<Language>),
 ) -> Result<CreateSandboxRequest, CliError> {
     check_places(config, options)?;
-    let Some(template) = template else {
-        return build(Some(config), options, place, language);
-    };
-    let mut request = build(None, options, place, language)?;
-    request.template = Some(template.clone());
+    // What is configured here holds where no template says otherwise.
+    let configured = template.is_none().then_some(config);
+    let mut request = build(configured, options, place, language)?;
+    request.template = template.cloned();
     request.given = Given::differences(&request.spec);
+    // It may be named because the daemon's own default is another one.
     if options.image.is_some() {
         request.given = request.given.with("image", request.spec.image.clone());
     }

@@ -92,3 +92,16 @@ fn requests_beyond_the_capacity_and_what_is_not_there_are_refused() {
         serving.end();
     }
 }
+
+#[test]
+fn an_image_that_is_named_wins_over_the_daemons_own() {
+    let world = World::new(Person::Root);
+    let config = world.write("daemon.yaml", "image: /not/there\n");
+    let serving = Serving::begin(&world, &config, &[]);
+    let failed = world.run(["run", "--", "true"]);
+    assert!(failed.stderr.contains("/not/there"), "{failed:?}");
+    world.run(["run", "--image", "host", "--", "true"]).ok();
+    // What is run is volatile whoever says the rest.
+    assert_eq!(world.json(["list", "--all"]), serde_json::json!([]));
+    serving.end();
+}

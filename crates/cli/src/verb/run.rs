@@ -41,9 +41,7 @@ pub(super) async fn run(context: &Context, arguments: &RunArguments) -> Result<u
         (&arguments.place, language),
     )?;
     request.spec.volatile = !arguments.keep && !arguments.sandbox.persist;
-    if request.template.is_some() {
-        request.given = request.given.with("volatile", request.spec.volatile);
-    }
+    request.given = request.given.with("volatile", request.spec.volatile);
     let mut signals = Signals::listen()?;
     let sandbox = {
         let creation = create::one(context, &request);
