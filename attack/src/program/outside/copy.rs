@@ -143,6 +143,8 @@ fn copy_in_growing(product: &Product) -> io::Result<Found> {
 }
 
 fn copy_out_growing(product: &Product) -> io::Result<Found> {
+    /// Copies, of which one has to meet the growth.
+    const TRIES: u32 = 4;
     let sandbox = product.sandbox(&[])?;
     let block = product.scratch("block");
     fs::write(&block, further("t/pwned"))?;
@@ -151,25 +153,30 @@ fn copy_out_growing(product: &Product) -> io::Result<Found> {
         return Err(io::Error::other(sent.word()));
     }
     sandbox.script(
-        "mkdir /var/tmp/t && head -c 1048576 /dev/zero >/var/tmp/t/grows && \
+        "mkdir /var/tmp/t && head -c 16777216 /dev/zero >/var/tmp/t/grows && \
          for i in 1 2 3 4 5 6 7 8 9; do cat /var/tmp/block /var/tmp/block >/var/tmp/two && \
          mv /var/tmp/two /var/tmp/block; done",
     )?;
-    // Bounded in time and size, also when nobody ends it.
-    sandbox.leave(&[
-        "timeout",
-        "20",
-        "sh",
-        "-c",
-        "i=0; while [ $i -lt 120 ]; do cat /var/tmp/block; i=$((i+1)); done >>/var/tmp/t/grows",
-    ])?;
     let to = product.scratch("out");
-    let ran = sandbox.copy_out("/var/tmp/t", &to)?;
-    Ok(worked_if(
-        to.join("pwned").exists(),
-        "a further file is there",
-        &ran.word(),
-    ))
+    let mut last = String::new();
+    for _ in 0..TRIES {
+        // Slow, so that it goes on while the file is read; bounded in time and size, also when
+        // nobody ends it.
+        sandbox.leave(&[
+            "timeout",
+            "20",
+            "sh",
+            "-c",
+            "i=0; while [ $i -lt 60 ]; do cat /var/tmp/block; sleep 0.03; i=$((i+1)); done \
+             >>/var/tmp/t/grows",
+        ])?;
+        let ran = sandbox.copy_out("/var/tmp/t", &to)?;
+        if to.join("pwned").exists() {
+            return Ok(Found::Worked("a further file is there".to_owned()));
+        }
+        last = ran.word();
+    }
+    Ok(Found::Failed(last))
 }
 
 /// Swaps a directory for a link while `cp` copies what is beside it, and looks for what the link
