@@ -130,12 +130,22 @@ impl Admission {
 }
 
 fn refused(what: &str, (asked, others, most): (u64, u64, u64)) -> EngineError {
+    let mut details = json!({
+        "resource": what,
+        "requested": asked,
+        "requested_by_others": others,
+        "capacity": most,
+    });
     let (message, hint) = if asked > most {
+        // No time to try again is named: nobody else has it.
         (
             format!("the sandbox requests more {what} than the host has"),
             format!("request less, or raise `capacity_{what}` of the daemon"),
         )
     } else {
+        if let Some(details) = details.as_object_mut() {
+            details.insert("retry_after_ms".to_owned(), RETRY_AFTER_MS.into());
+        }
         (
             format!("the host has too little {what} left for the request"),
             format!(
@@ -145,13 +155,7 @@ fn refused(what: &str, (asked, others, most): (u64, u64, u64)) -> EngineError {
         )
     };
     EngineError::new(ErrorCode::CapacityExceeded, message)
-        .details(json!({
-            "resource": what,
-            "requested": asked,
-            "requested_by_others": others,
-            "capacity": most,
-            "retry_after_ms": RETRY_AFTER_MS,
-        }))
+        .details(details)
         .hint(hint)
 }
 
@@ -179,6 +183,9 @@ mod tests {
             assert_eq!(asked.is_ok(), fits, "{milli}");
             if let Err(error) = asked {
                 assert_eq!(error.code, ErrorCode::CapacityExceeded);
+                // To wait helps when others have it.
+                let wait = error.details.get("retry_after_ms").is_some();
+                assert_eq!(wait, milli <= 1000, "{milli}");
                 assert_eq!(error.details["resource"], "cpus");
             }
         };
