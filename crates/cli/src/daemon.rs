@@ -64,12 +64,13 @@ pub(crate) fn serve(
     // Everything about the port is known before anything is touched.
     let plan = port::Plan::of(config, arguments)?;
     if !arguments.detached {
-        if plan.as_ref().is_some_and(port::Plan::is_development) {
-            printer.warn(
-                "every program and every user of this machine may use this daemon without a key",
-            );
-        }
+        let development = plan.as_ref().is_some_and(port::Plan::is_development);
         return start(config, plan, |url| {
+            if development {
+                printer.warn(
+                    "every program and every user of this machine may use this daemon without a key",
+                );
+            }
             let also = url.map_or_else(String::new, |url| format!(" and at {url}"));
             printer.note(&format!("serving at {}{also}", config.socket().display()));
         });

@@ -428,6 +428,10 @@ fn describe_disk(error: DiskError) -> DriverError {
             DriverErrorKind::NeedsDiskLimit,
             "run: sudo apt-get install e2fsprogs",
         ),
+        DiskError::Step { source, .. } if source.kind() == std::io::ErrorKind::FileTooLarge => (
+            DriverErrorKind::NeedsDiskLimit,
+            "name a smaller limit: the host's filesystem has no files that large",
+        ),
         DiskError::Program { .. } | DiskError::Step { .. } => {
             (DriverErrorKind::Internal, "see the daemon's log")
         }

@@ -94,6 +94,8 @@ impl EngineError {
         let shown: String = target.chars().take(64).collect();
         Self::new(ErrorCode::NotFound, format!("there is no {what} `{shown}`")).hint(match what {
             "sandbox" => "see all of them with `pinfold list --all`",
+            "template" => "see all of them with `pinfold template list`",
+            "pool" => "see all of them with `pinfold pool list`",
             _ => "see all of them with `pinfold logs`",
         })
     }

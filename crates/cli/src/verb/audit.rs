@@ -12,6 +12,13 @@ pub(crate) const AUDIT: &str = "audit";
 
 /// `audit`.
 pub(super) fn audit(verb: &AuditVerb, config: &Config, printer: Printer) -> Result<u8, CliError> {
+    if config.is_remote() {
+        return Err(
+            CliError::new("the audit log is read on the daemon's own host")
+                .hint("run `pinfold audit` there")
+                .exit(2),
+        );
+    }
     match verb {
         AuditVerb::Verify(arguments) => verify(arguments, config, printer),
         AuditVerb::List(arguments) => list(arguments, config, printer),
