@@ -12,7 +12,7 @@ use serde_json::Value;
 #[path = "world/world.rs"]
 mod world;
 
-use world::{PATIENCE, Person, World, eventually, fixtures};
+use world::{PATIENCE, Person, World, eventually, fixtures, listening};
 
 /// A daemon in the foreground whose standard error is a file.
 struct Serving {
@@ -22,24 +22,10 @@ struct Serving {
 
 fn serve(world: &World, variables: &[(&str, &str)]) -> Serving {
     let log = world.files().join("serve.log");
-    let child = world
-        .pinfold(["serve", "--listen", "127.0.0.1:0"])
-        .envs(variables.iter().copied())
-        .stderr(fs::File::create(&log).unwrap())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut address = String::new();
-    eventually("the daemon to say where it listens", || {
-        let text = fs::read_to_string(&log).unwrap();
-        let found = text
-            .lines()
-            .find(|line| line.contains("serving at "))
-            .and_then(|line| line.split_once("http://"))
-            .map(|(_, address)| address.trim().to_owned());
-        address = found.unwrap_or_default();
-        !address.is_empty()
-    });
+    let mut serve = world.pinfold(["serve", "--listen", "127.0.0.1:0"]);
+    serve.envs(variables.iter().copied());
+    let (child, url) = listening(&mut serve, &log);
+    let address = url.trim_start_matches("http://").to_owned();
     Serving { child, address }
 }
 

@@ -6,12 +6,12 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 #[path = "world/world.rs"]
 mod world;
 
-use world::{PATIENCE, Person, World, eventually};
+use world::{PATIENCE, Person, World, listening};
 
 /// A daemon in the foreground whose standard error is a file.
 struct Serving {
@@ -22,23 +22,9 @@ struct Serving {
 
 fn serve(world: &World, arguments: &[&str]) -> Serving {
     let log = world.files().join("serve.log");
-    let child = world
-        .pinfold(["serve", "--log", "trace"].iter().chain(arguments))
-        .stderr(fs::File::create(&log).unwrap())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut address = String::new();
-    eventually("the daemon to say where it listens", || {
-        let text = fs::read_to_string(&log).unwrap();
-        let found = text
-            .lines()
-            .find(|line| line.contains("serving at "))
-            .and_then(|line| line.split_once("http://"))
-            .map(|(_, address)| address.trim().to_owned());
-        address = found.unwrap_or_default();
-        !address.is_empty()
-    });
+    let mut serve = world.pinfold(["serve", "--log", "trace"].iter().chain(arguments));
+    let (child, url) = listening(&mut serve, &log);
+    let address = url.trim_start_matches("http://").to_owned();
     Serving {
         child,
         log,

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::world::{World, alive, eventually, signal};
+use crate::world::{World, listening, signal};
 
 /// Address that a network of a daemon's own has beside loopback; it is for documents and nobody's.
 pub(crate) const OTHER_ADDRESS: &str = "192.0.2.1";
@@ -49,28 +49,13 @@ impl Service {
         } else {
             serve
         };
-        let child = command
-            .stderr(fs::File::create(&log).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut service = Self {
+        let (child, url) = listening(&mut command, &log);
+        Self {
             child,
             log,
             apart,
-            url: String::new(),
-        };
-        eventually("the daemon to say where it listens", || {
-            let text = service.log();
-            assert!(alive(service.pid()), "it ended: {text}");
-            let line = text.lines().find(|line| line.contains("serving at "));
-            let url = line.and_then(|line| line.rsplit_once(" and at "));
-            service.url = url
-                .map(|(_, url)| url.trim().to_owned())
-                .unwrap_or_default();
-            !service.url.is_empty()
-        });
-        service
+            url,
+        }
     }
 
     pub(crate) fn pid(&self) -> i32 {

@@ -5,13 +5,12 @@
     reason = "every test binary includes this file and uses a part of it"
 )]
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
-use crate::world::{self, PATIENCE, World, eventually};
+use crate::world::{self, PATIENCE, World, listening};
 
 /// A daemon in the foreground that asks for no key.
 pub(crate) struct Serving {
@@ -23,25 +22,10 @@ impl Serving {
     /// Starts one and waits until it answers.
     pub(crate) fn begin(world: &World, config: &Path, variables: &[(&str, &str)]) -> Self {
         let log = world.files().join("serve.log");
-        let child = world
-            .pinfold(["serve", "--dev", "--listen", "127.0.0.1:0", "--config"])
-            .arg(config)
-            .envs(variables.iter().copied())
-            .stderr(fs::File::create(&log).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut address = String::new();
-        eventually("the daemon to say where it listens", || {
-            let text = fs::read_to_string(&log).unwrap();
-            let found = text
-                .lines()
-                .find(|line| line.contains("serving at "))
-                .and_then(|line| line.split_once("http://"))
-                .map(|(_, address)| address.trim().to_owned());
-            address = found.unwrap_or_default();
-            !address.is_empty()
-        });
+        let mut serve = world.pinfold(["serve", "--dev", "--listen", "127.0.0.1:0", "--config"]);
+        serve.arg(config).envs(variables.iter().copied());
+        let (child, url) = listening(&mut serve, &log);
+        let address = url.trim_start_matches("http://").to_owned();
         Self { child, address }
     }
 

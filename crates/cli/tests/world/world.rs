@@ -101,6 +101,27 @@ impl Said {
     }
 }
 
+/// Starts a daemon in the foreground, with its log in a file, and waits until it says where it
+/// listens; answers the URL.
+#[track_caller]
+pub(crate) fn listening(serve: &mut Command, log: &Path) -> (Child, String) {
+    let mut child = serve
+        .stderr(fs::File::create(log).unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut url = String::new();
+    eventually("the daemon to say where it listens", || {
+        let text = fs::read_to_string(log).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "it ended: {text}");
+        let line = text.lines().find(|line| line.contains("serving at "));
+        let found = line.and_then(|line| line.rsplit_once(" and at "));
+        url = found.map_or_else(String::new, |(_, url)| url.trim().to_owned());
+        !url.is_empty()
+    });
+    (child, url)
+}
+
 /// Where everybody can execute what is there, and how the copies in it are named.
 const TESTED_IN: &str = "/var/tmp";
 const TESTED: &str = "pinfold-tested-";
