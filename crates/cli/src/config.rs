@@ -195,7 +195,7 @@ impl Config {
         default(environment::EVENTS, "false");
         default(environment::STREAM_MODE, "control-plane");
         default(environment::STREAM_BUFFER, "200");
-        default(environment::EVENTS_DIR, "/sbx-events");
+        default(environment::EVENTS_DIR, crate::defaults::EVENTS_DIR);
         Ok(())
     }
 

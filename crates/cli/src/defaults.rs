@@ -136,10 +136,13 @@ pub(crate) fn collector(config: &Config) -> Result<Option<Collector>, CliError> 
     Ok(Some(collector))
 }
 
+/// Where programs drop events when nothing else is named.
+pub(crate) const EVENTS_DIR: &str = "/sbx-events";
+
 /// Returns where programs drop events that may.
 pub(crate) fn events_dir(config: &Config) -> String {
     let named = config.text(environment::EVENTS_DIR);
-    named.unwrap_or("/sbx-events").to_owned()
+    named.unwrap_or(EVENTS_DIR).to_owned()
 }
 
 /// Returns whether new sandboxes keep a directory.

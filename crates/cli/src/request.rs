@@ -106,7 +106,7 @@ pub(crate) fn build(
         },
         events_dir: options.events.then(|| {
             let named = config.map(defaults::events_dir);
-            named.unwrap_or_else(|| "/sbx-events".to_owned())
+            named.unwrap_or_else(|| defaults::EVENTS_DIR.to_owned())
         }),
         ..SandboxSpec::default()
     };
